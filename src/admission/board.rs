@@ -1,0 +1,376 @@
+//! A request's way in: find the model, check the rows, tokenize them, put them in line.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{Call, CallContext};
+use crate::{
+    config::server::LimitsConfig,
+    engine::{Answers, Departure, RowAnswer, RowWork},
+    error::{RequestError, Stage},
+    repository::{Repository, ServedModel},
+    telemetry::RequestTimes,
+    text::{CpuPool, EncodeError, EncodedRow, PoolFull, RowInput},
+};
+
+/// Rows tokenized in one go by one thread: enough to make the hop cheap, few enough that a large
+/// request is spread over the threads.
+const ROWS_PER_JOB: usize = 8;
+
+/// An answer arrives this much before the deadline or not at all: what the reply still needs to be
+/// encoded and sent, and more than the millisecond that timers round to.
+const REPLY_MARGIN: Duration = Duration::from_millis(2);
+
+/// The gate that every request passes.
+#[derive(Debug)]
+pub struct Admission {
+    repository: Arc<Repository>,
+    pool: CpuPool,
+    limits: LimitsConfig,
+    closed: AtomicBool,
+}
+
+/// What one row gets.
+pub type RowResult = Result<AnsweredRow, RequestError>;
+
+/// One row's answer, with what it tells about its input.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AnsweredRow {
+    /// The model's answer.
+    pub answer: RowAnswer,
+    /// The row as the model saw it. Its `ids` and `type_ids` went with the batch and are empty.
+    pub encoded: EncodedRow,
+    /// Tokens the model saw.
+    pub tokens: usize,
+}
+
+/// A request whose rows are in line. Dropping it cancels those not answered yet.
+#[derive(Debug)]
+pub struct Boarded {
+    /// The model that answers.
+    pub model: Arc<ServedModel>,
+    /// Rows in all.
+    pub rows: usize,
+    /// Time its texts took to be tokenized, waiting included.
+    pub tokenize: Duration,
+    encoded: Vec<Option<(EncodedRow, usize)>>,
+    refused: VecDeque<(usize, RequestError)>,
+    answers: Option<Answers>,
+    deadline: Option<tokio::time::Instant>,
+    context: CallContext,
+}
+
+impl Admission {
+    /// A gate to the models of `repository`, tokenizing on `pool`.
+    pub fn new(repository: Arc<Repository>, pool: CpuPool, limits: LimitsConfig) -> Self {
+        Self {
+            repository,
+            pool,
+            limits,
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// The models behind this gate.
+    pub fn repository(&self) -> &Arc<Repository> {
+        &self.repository
+    }
+
+    /// What one request may ask for.
+    pub fn limits(&self) -> &LimitsConfig {
+        &self.limits
+    }
+
+    /// Lets nothing more in; what is in goes on.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing more is let in.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Finds the model a call names, unless the server is going down or the call is late already.
+    ///
+    /// # Errors
+    /// [`RequestError`] with what is wrong.
+    pub fn find(
+        &self,
+        call: &Call,
+        context: &CallContext,
+    ) -> Result<Arc<ServedModel>, RequestError> {
+        if self.is_closed() {
+            return Err(RequestError::ShuttingDown);
+        }
+        if context.is_late(Instant::now()) {
+            return Err(RequestError::DeadlineExceeded {
+                stage: Stage::Admission,
+            });
+        }
+        self.repository.find(&call.model, &call.version, call.task)
+    }
+
+    /// Lets a request for `model` (from [`Admission::find`]) in. A row that is at fault is answered
+    /// with its error and doesn't keep the others out.
+    ///
+    /// # Errors
+    /// [`RequestError`] when the request as a whole is wrong, comes too late or finds no room.
+    pub async fn board(
+        &self,
+        model: Arc<ServedModel>,
+        call: Call,
+        context: CallContext,
+    ) -> Result<Boarded, RequestError> {
+        call.check(&self.limits)?;
+        let deadline = context
+            .deadline
+            .map(|deadline| tokio::time::Instant::from_std(deadline - REPLY_MARGIN));
+        let started = Instant::now();
+        let tokenizing = self.encode_rows(&model, call);
+        let encoded = match deadline {
+            None => tokenizing.await?,
+            Some(deadline) => tokio::time::timeout_at(deadline, tokenizing)
+                .await
+                .map_err(|_| RequestError::DeadlineExceeded {
+                    stage: Stage::Tokenize,
+                })??,
+        };
+        let tokenize = started.elapsed();
+        model.metrics.tokenize.observe(tokenize.as_secs_f64());
+
+        let rows = encoded.len();
+        let mut work = Vec::with_capacity(rows);
+        let mut kept = Vec::with_capacity(rows);
+        let mut refused = VecDeque::new();
+        for (row, encoded) in encoded.into_iter().enumerate() {
+            match encoded {
+                Ok(mut encoded) => {
+                    let tokens = encoded.ids.len();
+                    let ids = std::mem::take(&mut encoded.ids);
+                    let type_ids = std::mem::take(&mut encoded.type_ids);
+                    work.push((row, RowWork { ids, type_ids }));
+                    kept.push(Some((encoded, tokens)));
+                }
+                Err(error) => {
+                    refused.push_back((row, error));
+                    kept.push(None);
+                }
+            }
+        }
+        let answers = if work.is_empty() {
+            None
+        } else {
+            let departure = Departure {
+                deadline: context.deadline,
+                priority: context.priority,
+                tenant: Arc::clone(&context.tenant),
+            };
+            Some(model.engine.submit(work, &departure, Instant::now())?)
+        };
+        Ok(Boarded {
+            model,
+            rows,
+            tokenize,
+            encoded: kept,
+            refused,
+            answers,
+            deadline,
+            context,
+        })
+    }
+
+    async fn encode_rows(
+        &self,
+        model: &Arc<ServedModel>,
+        mut call: Call,
+    ) -> Result<Vec<Result<EncodedRow, RequestError>>, RequestError> {
+        let mut encoded: Vec<Option<Result<EncodedRow, RequestError>>> = (0..call.rows.len())
+            .map(|row| call.check_row(row, model.task(), &self.limits).err())
+            .map(|error| error.map(Err))
+            .collect();
+        let wanted: Vec<(usize, RowInput)> = std::mem::take(&mut call.rows)
+            .into_iter()
+            .enumerate()
+            .filter(|(row, _)| encoded[*row].is_none())
+            .collect();
+        let mut jobs = Vec::with_capacity(wanted.len().div_ceil(ROWS_PER_JOB));
+        let mut wanted = wanted.into_iter().peekable();
+        while wanted.peek().is_some() {
+            let chunk: Vec<_> = wanted.by_ref().take(ROWS_PER_JOB).collect();
+            let bytes = chunk.iter().map(|(_, row)| row.bytes()).sum();
+            let (text, options) = (Arc::clone(&model.text), call.options);
+            let rows: Vec<usize> = chunk.iter().map(|(row, _)| *row).collect();
+            let job = self.pool.submit(bytes, move || {
+                chunk
+                    .iter()
+                    .map(|(_, input)| text.encode(input, options.truncation, options.max_tokens))
+                    .collect::<Vec<_>>()
+            });
+            jobs.push((rows, job.map_err(|full| pool_full(full))?));
+        }
+        for (rows, job) in jobs {
+            // A closed channel means that the tokenizer panicked: on which row isn't known.
+            let results = job.await.unwrap_or_else(|_| {
+                vec![Err(EncodeError::Failed("it panicked".to_owned())); rows.len()]
+            });
+            for (row, result) in rows.into_iter().zip(results) {
+                encoded[row] = Some(result.map_err(|error| encode_error(call.row_name(row), error)));
+            }
+        }
+        Ok(encoded
+            .into_iter()
+            .map(|row| row.unwrap_or_else(|| Err(RequestError::internal("a row was not encoded"))))
+            .collect())
+    }
+
+    /// Tokenizes texts without running a model.
+    ///
+    /// # Errors
+    /// [`RequestError`] when the request as a whole is wrong or finds no room.
+    pub async fn tokenize(
+        &self,
+        model: &Arc<ServedModel>,
+        call: Call,
+        with_special_tokens: bool,
+    ) -> Result<Vec<Result<EncodedRow, RequestError>>, RequestError> {
+        call.check(&self.limits)?;
+        if with_special_tokens {
+            return self.encode_rows(model, call).await;
+        }
+        let bytes = call.rows.iter().map(RowInput::bytes).sum();
+        let limits = self.limits.clone();
+        let (text, task) = (Arc::clone(&model.text), model.task());
+        let job = self.pool.submit(bytes, move || {
+            (0..call.rows.len())
+                .map(|row| {
+                    if let RowInput::Text(input) = &call.rows[row] {
+                        if input.len() > limits.max_text_bytes {
+                            call.check_row(row, task, &limits)?;
+                        }
+                        return text
+                            .encode_bare(input)
+                            .map_err(|error| encode_error(call.row_name(row), error));
+                    }
+                    Err(RequestError::invalid(call.row_name(row), "ids", "a text"))
+                })
+                .collect()
+        });
+        job.map_err(pool_full)?
+            .await
+            .map_err(|_| RequestError::internal("the tokenizer panicked"))
+    }
+}
+
+impl Boarded {
+    /// The next row's answer with its index, in the order they become ready; `None` after the last.
+    /// After the deadline the rows still out are answered with [`RequestError::DeadlineExceeded`].
+    pub async fn next(&mut self) -> Option<(usize, RowResult)> {
+        if let Some((row, error)) = self.refused.pop_front() {
+            return Some((row, Err(error)));
+        }
+        let answers = self.answers.as_mut()?;
+        let next = match self.deadline {
+            None => answers.next().await,
+            Some(deadline) => match tokio::time::timeout_at(deadline, answers.next()).await {
+                Ok(next) => next,
+                Err(_) => {
+                    self.give_up();
+                    return self.refused.pop_front().map(|(row, error)| (row, Err(error)));
+                }
+            },
+        };
+        let (row, answer) = next?;
+        let encoded = self.encoded[row].take();
+        Some((
+            row,
+            answer.and_then(|answer| {
+                let (encoded, tokens) = encoded
+                    .ok_or_else(|| RequestError::internal("a row was answered twice"))?;
+                Ok(AnsweredRow {
+                    answer,
+                    encoded,
+                    tokens,
+                })
+            }),
+        ))
+    }
+
+    /// Every row's answer, in the order of the request.
+    pub async fn all(&mut self) -> Vec<RowResult> {
+        let mut rows: Vec<Option<RowResult>> = (0..self.rows).map(|_| None).collect();
+        while let Some((row, result)) = self.next().await {
+            rows[row] = Some(result);
+        }
+        rows.into_iter()
+            .map(|row| row.unwrap_or_else(|| Err(RequestError::internal("a row got no answer"))))
+            .collect()
+    }
+
+    /// When the request came in.
+    pub fn received(&self) -> Instant {
+        self.context.received
+    }
+
+    /// The times of a request whose slowest row waited `queue` and ran `execute`, answered now.
+    pub fn times(&self, queue: Duration, execute: Duration, output: Duration) -> RequestTimes {
+        RequestTimes {
+            total: self.context.received.elapsed(),
+            queue,
+            input: self.tokenize,
+            execute,
+            output,
+        }
+    }
+
+    fn give_up(&mut self) {
+        self.answers = None;
+        for (row, encoded) in self.encoded.iter_mut().enumerate() {
+            if encoded.take().is_some() {
+                let stage = Stage::Queue;
+                self.refused
+                    .push_back((row, RequestError::DeadlineExceeded { stage }));
+            }
+        }
+    }
+}
+
+fn pool_full(full: PoolFull) -> RequestError {
+    RequestError::Overloaded {
+        what: format!(
+            "{} bytes of text wait to be tokenized, {} may",
+            full.waiting_bytes, full.max_waiting_bytes
+        ),
+        retry_after: Duration::from_millis(50),
+    }
+}
+
+fn encode_error(field: String, error: EncodeError) -> RequestError {
+    match error {
+        EncodeError::TooLong { found, allowed } => RequestError::invalid(
+            field,
+            format_args!("{found} tokens"),
+            format_args!("at most {allowed} tokens (truncation is 'error')"),
+        ),
+        EncodeError::NoRoom { asked, special } => RequestError::invalid(
+            "max_tokens",
+            asked,
+            format_args!("more than the {special} special tokens"),
+        ),
+        EncodeError::UnknownId { id, vocabulary } => RequestError::invalid(
+            field,
+            format_args!("token id {id}"),
+            format_args!("ids from 0 to {}", vocabulary - 1),
+        ),
+        EncodeError::Empty => RequestError::invalid(field, "no token ids", "at least 1"),
+        EncodeError::Failed(reason) => {
+            RequestError::internal(format_args!("{field}: the tokenizer failed: {reason}"))
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! May this request come in? Checks it, has its text tokenized, puts its rows in line.
+//!
+//! What comes out is a [`Boarded`]: a request whose rows are accepted, each of which will be
+//! answered. What is refused is refused at once, with the reason and, where it may help, a hint
+//! when to try again.
+
+mod board;
+mod check;
+mod context;
+
+pub use board::{Admission, AnsweredRow, Boarded, RowResult};
+pub use check::{Call, RowOptions};
+pub use context::{CallContext, ContextError};

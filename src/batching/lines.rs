@@ -1,0 +1,123 @@
+//! The lines in which rows of one priority level wait: one a tenant, served by deficit round robin.
+//!
+//! Source: Shreedhar and Varghese, "Efficient Fair Queuing Using Deficit Round Robin" (1996), with
+//! tokens for bytes. A tenant whose turn it is may send rows for as many tokens as it has credit;
+//! when its head row costs more, it gets a quantum of credit and the turn goes to the next.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use super::row::RowId;
+
+/// A row's name and length, which is all that the order depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub id: RowId,
+    pub tokens: u32,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    places: VecDeque<Place>,
+    credit: u64,
+}
+
+/// One priority level. A tenant with nothing waiting leaves nothing behind.
+#[derive(Debug)]
+pub struct Lines {
+    quantum: u64,
+    lines: HashMap<Arc<str>, Line>,
+    /// Tenants with something waiting, the one whose turn it is first.
+    turns: VecDeque<Arc<str>>,
+}
+
+impl Lines {
+    /// No lines yet. `quantum` is the credit of one turn, in tokens.
+    pub fn new(quantum: usize) -> Self {
+        Self {
+            quantum: quantum.max(1) as u64,
+            lines: HashMap::new(),
+            turns: VecDeque::new(),
+        }
+    }
+
+    pub fn push(&mut self, tenant: &Arc<str>, place: Place) {
+        if let Some(line) = self.lines.get_mut(tenant) {
+            line.places.push_back(place);
+            return;
+        }
+        let line = Line {
+            places: VecDeque::from([place]),
+            credit: 0,
+        };
+        self.lines.insert(Arc::clone(tenant), line);
+        self.turns.push_back(Arc::clone(tenant));
+    }
+
+    /// The row whose turn it is. It stays so until it is taken by [`Lines::take`], so a row that
+    /// does not fit a batch is the first of the next.
+    pub fn next(&mut self) -> Option<Place> {
+        loop {
+            let tenant = self.turns.front()?;
+            let line = self.lines.get_mut(tenant)?;
+            let place = *line.places.front()?;
+            if self.turns.len() == 1 || line.credit >= u64::from(place.tokens) {
+                return Some(place);
+            }
+            line.credit += self.quantum;
+            self.turns.rotate_left(1);
+        }
+    }
+
+    /// Takes the row that [`Lines::next`] gave.
+    pub fn take(&mut self) {
+        let Some(tenant) = self.turns.front() else {
+            return;
+        };
+        let Some(line) = self.lines.get_mut(tenant) else {
+            return;
+        };
+        if let Some(place) = line.places.pop_front() {
+            line.credit = line.credit.saturating_sub(u64::from(place.tokens));
+        }
+        if line.places.is_empty() {
+            self.lines.remove(tenant);
+            self.turns.pop_front();
+        }
+    }
+
+    /// Takes a row out of the middle of its tenant's line.
+    pub fn remove(&mut self, tenant: &Arc<str>, id: RowId) {
+        let Some(line) = self.lines.get_mut(tenant) else {
+            return;
+        };
+        // Cancelled and expired rows tend to be the oldest, so this looks from the front.
+        if let Some(at) = line.places.iter().position(|place| place.id == id) {
+            line.places.remove(at);
+        }
+        if line.places.is_empty() {
+            self.lines.remove(tenant);
+            self.turns.retain(|other| other != tenant);
+        }
+    }
+
+    /// Asserts that turns and lines name the same tenants and that none is empty; returns how many
+    /// rows wait.
+    pub fn check_invariants(&self) -> usize {
+        assert_eq!(self.turns.len(), self.lines.len(), "a turn for each tenant");
+        let mut waiting = 0;
+        for tenant in &self.turns {
+            let line = &self.lines[tenant];
+            assert!(!line.places.is_empty(), "an empty line was kept");
+            let longest = line.places.iter().map(|place| place.tokens).max();
+            assert!(
+                line.credit < u64::from(longest.unwrap_or(0)) + self.quantum || line.credit <= 2 * self.quantum,
+                "credit is bounded by a row and a quantum"
+            );
+            waiting += line.places.len();
+        }
+        waiting
+    }
+}

@@ -1,0 +1,319 @@
+//! The server's own configuration, `ferry.toml`: ports, limits, threads, logs.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, Violation, read_checked};
+
+/// Everything `ferry serve` can be told. Each section and key may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Which models to serve.
+    pub models: ModelsConfig,
+    /// The gRPC listener.
+    pub grpc: GrpcConfig,
+    /// The HTTP listener.
+    pub http: HttpConfig,
+    /// What one request may ask for.
+    pub limits: LimitsConfig,
+    /// The tokenizer pool.
+    pub text: TextConfig,
+    /// How the server goes down.
+    pub shutdown: ShutdownConfig,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// Which models to serve.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelsConfig {
+    /// The model repository: one folder a model.
+    pub directory: PathBuf,
+    /// Names to serve; empty serves every model found.
+    pub serve: Vec<String>,
+    /// Whether a model that fails to load at start stops the server.
+    pub require_all: bool,
+}
+
+impl Default for ModelsConfig {
+    fn default() -> Self {
+        Self {
+            directory: PathBuf::from("models"),
+            serve: Vec::new(),
+            require_all: false,
+        }
+    }
+}
+
+/// The gRPC listener.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GrpcConfig {
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port; 0 takes a free one.
+    pub port: u16,
+    /// Largest message taken in, in bytes.
+    pub max_request_bytes: usize,
+    /// Concurrent calls of one connection.
+    pub max_concurrent_streams: u32,
+    /// Requests of one bidirectional stream that may be in the server at a time; the stream is read
+    /// no further until one is answered.
+    pub max_stream_requests: usize,
+    /// Idle time after which a connection is pinged, in seconds; 0 for never.
+    pub keepalive_seconds: u64,
+    /// Time a pinged peer has to answer, in seconds.
+    pub keepalive_timeout_seconds: u64,
+    /// Bytes of request headers taken in.
+    pub max_header_bytes: u32,
+}
+
+impl Default for GrpcConfig {
+    fn default() -> Self {
+        Self {
+            host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            port: 8001,
+            max_request_bytes: 64 << 20,
+            max_concurrent_streams: 1024,
+            max_stream_requests: 256,
+            keepalive_seconds: 60,
+            keepalive_timeout_seconds: 20,
+            max_header_bytes: 16 << 10,
+        }
+    }
+}
+
+/// The HTTP listener: health and metrics.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port; 0 takes a free one.
+    pub port: u16,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            port: 8000,
+        }
+    }
+}
+
+/// What one request may ask for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Rows of one request.
+    pub max_rows: usize,
+    /// Bytes of one text, checked before it is tokenized.
+    pub max_text_bytes: usize,
+    /// Bytes of a tenant's name or a request id.
+    pub max_metadata_bytes: usize,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            max_rows: 1024,
+            max_text_bytes: 128 << 10,
+            max_metadata_bytes: 256,
+        }
+    }
+}
+
+/// The tokenizer pool.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TextConfig {
+    /// Threads; 0 for one for every two processors, at least one.
+    pub threads: usize,
+    /// Bytes of text that may wait for a thread or be at one.
+    pub max_waiting_bytes: usize,
+}
+
+impl Default for TextConfig {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            max_waiting_bytes: 64 << 20,
+        }
+    }
+}
+
+impl TextConfig {
+    /// The number of threads to start.
+    pub fn thread_count(&self) -> usize {
+        if self.threads > 0 {
+            return self.threads;
+        }
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        processors.div_ceil(2)
+    }
+}
+
+/// How the server goes down after SIGTERM or SIGINT.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShutdownConfig {
+    /// Time that accepted requests have to be answered in, in seconds.
+    pub drain_seconds: u64,
+}
+
+impl Default for ShutdownConfig {
+    fn default() -> Self {
+        Self { drain_seconds: 25 }
+    }
+}
+
+impl ShutdownConfig {
+    /// [`ShutdownConfig::drain_seconds`] as a duration.
+    pub fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
+    }
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Logs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// What is logged: a level, or `tracing` directives such as `ferry=debug,tonic=warn`.
+    pub filter: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Text,
+            filter: "info".to_owned(),
+        }
+    }
+}
+
+impl ServerConfig {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the file can't be read, isn't TOML, has an unknown key or a value
+    /// outside its range; the message names file and line.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        read_checked(path, Self::validate)
+    }
+
+    /// Checks every value's range.
+    ///
+    /// # Errors
+    /// The first key that breaks its rule.
+    pub fn validate(&self) -> Result<(), Violation> {
+        let grpc = &self.grpc;
+        let least = 1 << 10;
+        Violation::unless(
+            (least..=2 << 30).contains(&grpc.max_request_bytes),
+            "grpc.max_request_bytes",
+            grpc.max_request_bytes,
+            "1024 to 2147483648",
+        )?;
+        Violation::unless(
+            grpc.max_concurrent_streams > 0,
+            "grpc.max_concurrent_streams",
+            grpc.max_concurrent_streams,
+            "1 or more",
+        )?;
+        Violation::unless(
+            (1..=65_536).contains(&grpc.max_stream_requests),
+            "grpc.max_stream_requests",
+            grpc.max_stream_requests,
+            "1 to 65536",
+        )?;
+        Violation::unless(
+            grpc.max_header_bytes >= 1 << 10,
+            "grpc.max_header_bytes",
+            grpc.max_header_bytes,
+            "1024 or more",
+        )?;
+        Violation::unless(
+            (1..=1 << 16).contains(&self.limits.max_rows),
+            "limits.max_rows",
+            self.limits.max_rows,
+            "1 to 65536",
+        )?;
+        Violation::unless(
+            (1..=16 << 20).contains(&self.limits.max_text_bytes),
+            "limits.max_text_bytes",
+            self.limits.max_text_bytes,
+            "1 to 16777216",
+        )?;
+        Violation::unless(
+            self.text.max_waiting_bytes >= self.limits.max_text_bytes,
+            "text.max_waiting_bytes",
+            self.text.max_waiting_bytes,
+            "at least limits.max_text_bytes",
+        )?;
+        Violation::unless(
+            self.text.threads <= 1024,
+            "text.threads",
+            self.text.threads,
+            "0 to 1024",
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<ServerConfig, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        ServerConfig::read(file.path())
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        assert_eq!(read("").unwrap(), ServerConfig::default());
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_survive_printing() {
+        let defaults = ServerConfig::default();
+        assert_eq!(defaults.validate(), Ok(()));
+        let printed = toml::to_string(&defaults).unwrap();
+        assert_eq!(toml::from_str::<ServerConfig>(&printed).unwrap(), defaults);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        let error = read("[grpc]\nport = 1\nprot = 2\n").unwrap_err().to_string();
+        assert!(error.contains("line 3") && error.contains("prot"), "{error}");
+    }
+
+    #[test]
+    fn a_value_outside_its_range_is_refused_with_its_line() {
+        let error = read("[limits]\n\nmax_rows = 0\n").unwrap_err().to_string();
+        assert!(
+            error.ends_with("line 3: limits.max_rows = 0; allowed: 1 to 65536"),
+            "{error}"
+        );
+    }
+}

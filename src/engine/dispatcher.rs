@@ -1,0 +1,253 @@
+//! The dispatcher: one thread a model that owns the queue and lets batches leave.
+//!
+//! A batch goes to an idle executor at the queue's word. While all are busy a *full* batch may be
+//! staged, so that an executor that ends finds the next one at the dock; a part-filled one keeps
+//! boarding until then.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use crossbeam::channel::{Receiver, Sender, at, never, select};
+
+use super::{
+    handle::{Load, RowIds},
+    row::{WorkRow, expired},
+};
+use crate::{
+    batching::{Batch, BatchPolicy, BatchQueue, Decision, FlushReason, Row},
+    error::RequestError,
+    telemetry::ModelMetrics,
+};
+
+/// What the async world tells the dispatcher.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Rows of one request, to board.
+    Board(Vec<Row<WorkRow>>),
+    /// Rows nobody waits for any more.
+    Cancel(RowIds),
+    /// How long a batch that did not pass through the queue took.
+    Teach {
+        tokens: usize,
+        sum_len_squared: u64,
+        elapsed: Duration,
+    },
+}
+
+/// What an executor tells the dispatcher after each batch.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// Rows of the batch as it was given out.
+    pub(super) rows: usize,
+    pub(super) tokens: usize,
+    pub(super) sum_len_squared: u64,
+    /// Time the model ran; `None` when it failed or ran nothing, which teaches nothing.
+    pub(super) elapsed: Option<Duration>,
+}
+
+pub(super) struct Dispatcher {
+    queue: BatchQueue<WorkRow>,
+    instances: usize,
+    /// Batches given out and not reported done: running, and at most one staged.
+    out: usize,
+    /// Predicted run time of the batches that are out.
+    out_time: Duration,
+    commands: Receiver<Command>,
+    reports: Receiver<Done>,
+    batches: Sender<Batch<WorkRow>>,
+    load: Arc<Load>,
+    metrics: ModelMetrics,
+}
+
+impl Dispatcher {
+    pub(super) fn new(
+        policy: BatchPolicy,
+        instances: usize,
+        commands: Receiver<Command>,
+        reports: Receiver<Done>,
+        batches: Sender<Batch<WorkRow>>,
+        load: Arc<Load>,
+        metrics: ModelMetrics,
+    ) -> Self {
+        Self {
+            queue: BatchQueue::new(policy),
+            instances,
+            out: 0,
+            out_time: Duration::ZERO,
+            commands,
+            reports,
+            batches,
+            load,
+            metrics,
+        }
+    }
+
+    /// Runs until every [`super::Engine`] handle is gone and the queue is empty.
+    pub(super) fn run(mut self) {
+        while self.take_news() {
+            let now = Instant::now();
+            self.drop_expired(now);
+            let wake = self.let_leave(now);
+            self.publish_load();
+            self.wait(wake);
+        }
+        self.drain();
+    }
+
+    /// Takes what has come in meanwhile, without waiting. False when no more can come.
+    fn take_news(&mut self) -> bool {
+        while let Ok(done) = self.reports.try_recv() {
+            self.finish(&done);
+        }
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.obey(command),
+                Err(error) => return error.is_empty(),
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Board(rows) => {
+                let now = Instant::now();
+                for row in rows {
+                    if let Err(rejected) = self.queue.push(row, now) {
+                        // Admission checks lengths and reserves room, so this is a fault of ours;
+                        // the row is answered all the same.
+                        self.left(1);
+                        let reason = rejected.reason.to_string();
+                        rejected
+                            .row
+                            .payload
+                            .answer(Err(RequestError::internal(reason)));
+                    }
+                }
+            }
+            Command::Cancel(ids) => {
+                for id in ids {
+                    if let Some(row) = self.queue.cancel(id) {
+                        self.left(1);
+                        row.payload.answer(Err(RequestError::Cancelled));
+                    }
+                }
+            }
+            Command::Teach {
+                tokens,
+                sum_len_squared,
+                elapsed,
+            } => self.queue.observe(tokens, sum_len_squared, elapsed),
+        }
+    }
+
+    fn finish(&mut self, done: &Done) {
+        self.out -= 1;
+        self.queue.note_done(done.rows, Instant::now());
+        let predicted = self.queue.run_time().predict(done.tokens, done.sum_len_squared);
+        self.out_time = self.out_time.saturating_sub(predicted);
+        if self.out == 0 {
+            self.out_time = Duration::ZERO;
+        }
+        if let Some(elapsed) = done.elapsed {
+            self.queue
+                .observe(done.tokens, done.sum_len_squared, elapsed);
+        }
+    }
+
+    fn drop_expired(&mut self, now: Instant) {
+        for row in self.queue.take_expired(now) {
+            self.left(1);
+            row.payload.answer(Err(expired()));
+        }
+    }
+
+    /// Gives out every batch that may leave now; returns when to look again.
+    fn let_leave(&mut self, now: Instant) -> Option<Instant> {
+        while self.out <= self.instances {
+            let idle = self.out < self.instances;
+            match self.queue.poll(now, idle) {
+                Decision::Flush(batch) => self.give_out(batch),
+                Decision::WaitUntil(when) => return Some(when),
+                Decision::Empty => return None,
+            }
+        }
+        None
+    }
+
+    fn give_out(&mut self, batch: Batch<WorkRow>) {
+        match batch.reason {
+            FlushReason::Full => self.metrics.batches.full(),
+            FlushReason::QueueDelay => self.metrics.batches.queue_delay(),
+            FlushReason::Deadline => self.metrics.batches.deadline(),
+            FlushReason::Idle => self.metrics.batches.idle(),
+            FlushReason::Drain => self.metrics.batches.drain(),
+        }
+        self.left(batch.rows.len());
+        self.out += 1;
+        let squares = batch
+            .rows
+            .iter()
+            .map(|row| u64::from(row.tokens).pow(2))
+            .sum();
+        self.out_time += self.queue.run_time().predict(batch.tokens, squares);
+        // Fails only when the executors are gone; the rows then answer themselves as they drop.
+        let _ = self.batches.send(batch);
+    }
+
+    fn left(&self, rows: usize) {
+        self.load.waiting_rows.fetch_sub(rows, Relaxed);
+    }
+
+    fn publish_load(&self) {
+        let waiting = self.queue.run_time().predict(
+            self.queue.waiting_tokens(),
+            self.queue.waiting_sum_len_squared(),
+        );
+        let backlog = (self.out_time + waiting) / self.instances as u32;
+        self.load
+            .backlog_ns
+            .store(backlog.as_nanos() as u64, Relaxed);
+        let (fixed, token) = self.queue.run_time().linear();
+        self.load.fixed_ns.store((fixed * 1e9).to_bits(), Relaxed);
+        self.load.token_ns.store((token * 1e9).to_bits(), Relaxed);
+        self.metrics.waiting_rows.set(self.queue.len() as i64);
+    }
+
+    fn wait(&mut self, wake: Option<Instant>) {
+        let alarm = wake.map_or_else(never, at);
+        let commands = self.commands.clone();
+        let reports = self.reports.clone();
+        select! {
+            recv(commands) -> command => if let Ok(command) = command {
+                self.obey(command);
+            },
+            recv(reports) -> done => if let Ok(done) = done {
+                self.finish(&done);
+            },
+            recv(alarm) -> _ => {}
+        }
+    }
+
+    /// Runs what still waits, as executors become free, and lets the executors end.
+    fn drain(mut self) {
+        loop {
+            self.drop_expired(Instant::now());
+            while self.out <= self.instances {
+                let Some(batch) = self.queue.drain(Instant::now()) else {
+                    break;
+                };
+                self.give_out(batch);
+            }
+            if self.queue.is_empty() {
+                break;
+            }
+            match self.reports.recv() {
+                Ok(done) => self.finish(&done),
+                Err(_) => break,
+            }
+        }
+        self.publish_load();
+    }
+}

@@ -1,0 +1,247 @@
+//! The async world's end of an engine: submit rows, see how busy it is.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use crossbeam::channel::{Sender, bounded, unbounded};
+
+use super::{
+    dispatcher::{Command, Dispatcher},
+    executor::Executor,
+    row::{Answers, Departure, RowWork, ids},
+};
+use crate::{
+    batching::{BatchPolicy, Row, RowId},
+    error::RequestError,
+    models::{ForwardError, PackedBatch, RowOutput},
+    telemetry::{ModelMetrics, ModelStatistics},
+};
+
+/// Runs one packed batch: a loaded model, as the engine sees it.
+pub type Forward = Arc<dyn Fn(&PackedBatch) -> Result<Vec<RowOutput>, ForwardError> + Send + Sync>;
+
+/// How an engine runs.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Name of the model, for thread names and logs.
+    pub name: String,
+    /// When a batch leaves.
+    pub policy: BatchPolicy,
+    /// Executors that run side by side.
+    pub instances: usize,
+    /// Where the batches are counted.
+    pub metrics: ModelMetrics,
+    /// Where the batches' times are summed.
+    pub statistics: Arc<ModelStatistics>,
+}
+
+/// A running engine. Dropping it lets the rows that wait be run, and then ends its threads.
+#[derive(Debug)]
+pub struct Engine {
+    commands: Sender<Command>,
+    next_id: AtomicU64,
+    load: Arc<Load>,
+}
+
+/// How busy an engine is: written by the dispatcher, read by admission, without a lock.
+#[derive(Debug)]
+pub(super) struct Load {
+    /// Rows accepted and not yet in a batch.
+    pub(super) waiting_rows: AtomicUsize,
+    max_waiting_rows: usize,
+    /// Predicted run time of everything that waits and runs, on all instances, in nanoseconds.
+    pub(super) backlog_ns: AtomicU64,
+    /// Coefficients of the run time model, as `f64` bits: a and b in nanoseconds.
+    pub(super) fixed_ns: AtomicU64,
+    pub(super) token_ns: AtomicU64,
+}
+
+impl Load {
+    fn reserve(&self, rows: usize) -> Result<(), usize> {
+        self.waiting_rows
+            .fetch_update(Relaxed, Relaxed, |waiting| {
+                waiting
+                    .checked_add(rows)
+                    .filter(|&then| then <= self.max_waiting_rows)
+            })
+            .map(drop)
+    }
+}
+
+/// Tells the dispatcher that a request's rows are no longer wanted.
+#[derive(Debug)]
+pub(super) struct CancelHandle {
+    commands: Sender<Command>,
+    first: u64,
+    count: usize,
+}
+
+impl CancelHandle {
+    pub(super) fn cancel(self) {
+        // When the channel is full the rows stay in line and the executor drops them unrun.
+        let _ = self
+            .commands
+            .try_send(Command::Cancel(ids(self.first, self.count).collect()));
+    }
+}
+
+impl Engine {
+    /// Starts the dispatcher and `instances` executors over `forward`.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn start(options: EngineOptions, forward: &Forward) -> std::io::Result<Self> {
+        let instances = options.instances.max(1);
+        let load = Arc::new(Load {
+            waiting_rows: AtomicUsize::new(0),
+            max_waiting_rows: options.policy.max_waiting_rows,
+            backlog_ns: AtomicU64::new(0),
+            fixed_ns: AtomicU64::new(0),
+            token_ns: AtomicU64::new(0),
+        });
+        // One command carries at least one reserved row; the other half is for cancellations.
+        let (commands, inbox) = bounded(2 * options.policy.max_waiting_rows);
+        // Never full: at most one batch an instance and one staged are out at a time.
+        let (batches, dock) = bounded(instances + 1);
+        let (done, reports) = unbounded();
+        for instance in 0..instances {
+            let executor = Executor {
+                forward: Arc::clone(forward),
+                batches: dock.clone(),
+                done: done.clone(),
+                metrics: options.metrics.clone(),
+                statistics: Arc::clone(&options.statistics),
+            };
+            std::thread::Builder::new()
+                .name(format!("run-{}-{instance}", options.name))
+                .spawn(move || executor.run())?;
+        }
+        let dispatcher = Dispatcher::new(
+            options.policy,
+            instances,
+            inbox,
+            reports,
+            batches,
+            Arc::clone(&load),
+            options.metrics,
+        );
+        std::thread::Builder::new()
+            .name(format!("board-{}", options.name))
+            .spawn(move || dispatcher.run())?;
+        Ok(Self {
+            commands,
+            next_id: AtomicU64::new(0),
+            load,
+        })
+    }
+
+    /// Puts the rows of one request in line. Each is answered, whatever happens; dropping the
+    /// [`Answers`] cancels those that still wait.
+    ///
+    /// # Errors
+    /// [`RequestError::Overloaded`] when they don't fit in the queue,
+    /// [`RequestError::DeadlineUnreachable`] when the work ahead of them takes too long. Nothing
+    /// is in line then.
+    pub fn submit(
+        &self,
+        rows: Vec<(usize, RowWork)>,
+        departure: &Departure,
+        now: Instant,
+    ) -> Result<Answers, RequestError> {
+        let count = rows.len();
+        let tokens: usize = rows.iter().map(|(_, work)| work.ids.len()).sum();
+        self.check_deadline(tokens, departure.deadline, now)?;
+        self.load.reserve(count).map_err(|waiting| self.full(waiting))?;
+
+        let first = self.next_id.fetch_add(count as u64, Relaxed);
+        let (rows, mut answers) = Answers::channel(rows);
+        let rows = rows
+            .into_iter()
+            .zip(ids(first, count))
+            .map(|(row, id)| Row {
+                id,
+                tokens: row.work.ids.len() as u32,
+                arrived: now,
+                deadline: departure.deadline,
+                priority: departure.priority,
+                tenant: Arc::clone(&departure.tenant),
+                payload: row,
+            })
+            .collect();
+        if self.commands.try_send(Command::Board(rows)).is_err() {
+            // Full of cancellations, or the dispatcher is gone; the rows were not accepted.
+            self.load.waiting_rows.fetch_sub(count, Relaxed);
+            return Err(self.full(self.load.max_waiting_rows));
+        }
+        answers.cancel_with(CancelHandle {
+            commands: self.commands.clone(),
+            first,
+            count,
+        });
+        Ok(answers)
+    }
+
+    /// Tells the run time model how long a batch outside the queue took, as warm-up does.
+    pub fn teach(&self, tokens: usize, sum_len_squared: u64, elapsed: Duration) {
+        let _ = self.commands.try_send(Command::Teach {
+            tokens,
+            sum_len_squared,
+            elapsed,
+        });
+    }
+
+    /// Rows accepted and not yet in a batch.
+    pub fn waiting_rows(&self) -> usize {
+        self.load.waiting_rows.load(Relaxed)
+    }
+
+    /// Predicted time until everything that waits and runs now is done.
+    pub fn backlog(&self) -> Duration {
+        Duration::from_nanos(self.load.backlog_ns.load(Relaxed))
+    }
+
+    fn check_deadline(
+        &self,
+        tokens: usize,
+        deadline: Option<Instant>,
+        now: Instant,
+    ) -> Result<(), RequestError> {
+        let Some(deadline) = deadline else {
+            return Ok(());
+        };
+        let left = deadline.saturating_duration_since(now);
+        let coefficient = |bits: &AtomicU64| f64::from_bits(bits.load(Relaxed));
+        let own_ns =
+            coefficient(&self.load.fixed_ns) + coefficient(&self.load.token_ns) * tokens as f64;
+        let own = Duration::from_nanos(own_ns as u64);
+        let backlog = self.backlog();
+        let needed = backlog + own;
+        if needed <= left {
+            return Ok(());
+        }
+        Err(RequestError::DeadlineUnreachable {
+            needed,
+            left,
+            retry_after: needed - left,
+        })
+    }
+
+    fn full(&self, waiting: usize) -> RequestError {
+        RequestError::Overloaded {
+            what: format!(
+                "{waiting} rows wait, {} may",
+                self.load.max_waiting_rows
+            ),
+            // Half of the backlog gone makes room; never 0, which would invite a busy loop.
+            retry_after: (self.backlog() / 2).max(Duration::from_millis(10)),
+        }
+    }
+}
+
+/// The ids of a request's rows are consecutive, so that one message cancels them all.
+pub(super) type RowIds = Vec<RowId>;

@@ -1,0 +1,17 @@
+//! Runs batches: where the async world hands rows to OS threads, and the only place it does.
+//!
+//! ```text
+//! Engine::submit ─ channel ─► dispatcher (owns the BatchQueue) ─ channel ─► executors ─► replies
+//!                                  ▲                                            │
+//!                                  └──────────── done: how long it took ────────┘
+//! ```
+//!
+//! No lock is held anywhere on this way. The dispatcher only decides; executors only run.
+
+mod dispatcher;
+mod executor;
+mod handle;
+mod row;
+
+pub use handle::{Engine, EngineOptions, Forward};
+pub use row::{Answers, Departure, RowAnswer, RowWork, WorkRow};

@@ -1,0 +1,28 @@
+//! The fused operations of the models, one file per op: its contract (formula, shapes), and its
+//! CPU code, as candle custom ops. CUDA launches of the same names come beside them later.
+//!
+//! All activations are f32 and packed: the rows of a batch lie one after the other without
+//! padding, `[tokens, features]`, and `cu_seqlens` (u32, `[rows + 1]`, from 0 to `tokens`,
+//! non-decreasing) says where each row of the batch begins and ends.
+
+pub mod activation;
+pub mod attention;
+pub mod embed_norm;
+pub mod linear;
+pub mod pool;
+pub mod residual_norm;
+
+mod layer_norm;
+mod operand;
+mod parallel;
+mod simd;
+
+#[cfg(test)]
+mod testing;
+
+pub use activation::{Activation, BiasActivation};
+pub use attention::Attention;
+pub use embed_norm::EmbedNorm;
+pub use linear::Linear;
+pub use pool::{Pool, Pooling};
+pub use residual_norm::ResidualNorm;

@@ -1,0 +1,7 @@
+//! How far an answer can be trusted: from raw logits to probabilities, confidence and margin.
+
+mod confidence;
+mod spans;
+
+pub use confidence::{Classified, classify, sigmoid, top_probability};
+pub use spans::{LabelledSpan, label_spans};

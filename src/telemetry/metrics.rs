@@ -1,0 +1,313 @@
+//! The Prometheus metrics, with the labels `model` and `version`.
+
+use std::sync::Arc;
+
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
+};
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Answered.
+    Ok,
+    /// The caller's mistake.
+    Invalid,
+    /// Refused: a bound was reached.
+    Overloaded,
+    /// Too late.
+    DeadlineExceeded,
+    /// The caller went away.
+    Cancelled,
+    /// The server or the model is not there.
+    Unavailable,
+    /// Ferry's fault.
+    Internal,
+}
+
+impl Outcome {
+    const ALL: [Self; 7] = [
+        Self::Ok,
+        Self::Invalid,
+        Self::Overloaded,
+        Self::DeadlineExceeded,
+        Self::Cancelled,
+        Self::Unavailable,
+        Self::Internal,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Invalid => "invalid",
+            Self::Overloaded => "overloaded",
+            Self::DeadlineExceeded => "deadline_exceeded",
+            Self::Cancelled => "cancelled",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// Every metric of the process.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    families: Arc<Families>,
+}
+
+#[derive(Debug)]
+struct Families {
+    requests: IntCounterVec,
+    rows: IntCounterVec,
+    tokens: IntCounterVec,
+    batches: IntCounterVec,
+    batch_rows: HistogramVec,
+    batch_tokens: HistogramVec,
+    queue_delay: HistogramVec,
+    execute: HistogramVec,
+    request_time: HistogramVec,
+    tokenize: HistogramVec,
+    waiting_rows: IntGaugeVec,
+    isolated_batches: IntCounterVec,
+    /// Requests that named no model that is here.
+    unrouted: IntCounterVec,
+}
+
+/// Names for why a batch left; the values of the label `reason`.
+const FLUSH_REASONS: [&str; 5] = ["full", "queue_delay", "deadline", "idle", "drain"];
+
+/// One counter for each reason a batch leaves for.
+#[derive(Debug, Clone)]
+pub struct FlushCounters([IntCounter; FLUSH_REASONS.len()]);
+
+impl FlushCounters {
+    /// Counts a batch that left because it was full.
+    pub fn full(&self) {
+        self.0[0].inc();
+    }
+    /// Counts a batch whose oldest row had waited long enough.
+    pub fn queue_delay(&self) {
+        self.0[1].inc();
+    }
+    /// Counts a batch that left for a deadline.
+    pub fn deadline(&self) {
+        self.0[2].inc();
+    }
+    /// Counts a batch that left since an executor was idle.
+    pub fn idle(&self) {
+        self.0[3].inc();
+    }
+    /// Counts a batch that left at shutdown or unload.
+    pub fn drain(&self) {
+        self.0[4].inc();
+    }
+}
+
+/// The metrics of one model version.
+#[derive(Debug, Clone)]
+pub struct ModelMetrics {
+    requests: [IntCounter; Outcome::ALL.len()],
+    /// Rows executed.
+    pub rows: IntCounter,
+    /// Tokens executed.
+    pub tokens: IntCounter,
+    /// Batches, by why they left.
+    pub batches: FlushCounters,
+    /// Rows of a batch.
+    pub batch_rows: Histogram,
+    /// Tokens of a batch.
+    pub batch_tokens: Histogram,
+    /// Seconds a row waited to board.
+    pub queue_delay: Histogram,
+    /// Seconds a batch ran.
+    pub execute: Histogram,
+    /// Seconds from a request's arrival to its answer.
+    pub request_time: Histogram,
+    /// Seconds a request's texts took to be tokenized, waiting included.
+    pub tokenize: Histogram,
+    /// Rows waiting now.
+    pub waiting_rows: IntGauge,
+    /// Batches that failed and were run again row by row.
+    pub isolated_batches: IntCounter,
+}
+
+impl ModelMetrics {
+    /// Counts a request that ended so.
+    pub fn count_request(&self, outcome: Outcome) {
+        self.requests[outcome as usize].inc();
+    }
+}
+
+impl Metrics {
+    /// Registers every metric.
+    ///
+    /// # Panics
+    /// Never: the names are constants, checked by a test.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let families = Families::register(&registry).expect("constant, distinct metric names");
+        #[cfg(target_os = "linux")]
+        registry
+            .register(Box::new(
+                prometheus::process_collector::ProcessCollector::for_self(),
+            ))
+            .expect("constant, distinct metric names");
+        Self {
+            registry,
+            families: Arc::new(families),
+        }
+    }
+
+    /// The handles of one model version.
+    pub fn model(&self, model: &str, version: &str) -> ModelMetrics {
+        let families = &self.families;
+        let labels = &[model, version];
+        ModelMetrics {
+            requests: Outcome::ALL.map(|outcome| {
+                families
+                    .requests
+                    .with_label_values(&[model, version, outcome.label()])
+            }),
+            rows: families.rows.with_label_values(labels),
+            tokens: families.tokens.with_label_values(labels),
+            batches: FlushCounters(FLUSH_REASONS.map(|reason| {
+                families
+                    .batches
+                    .with_label_values(&[model, version, reason])
+            })),
+            batch_rows: families.batch_rows.with_label_values(labels),
+            batch_tokens: families.batch_tokens.with_label_values(labels),
+            queue_delay: families.queue_delay.with_label_values(labels),
+            execute: families.execute.with_label_values(labels),
+            request_time: families.request_time.with_label_values(labels),
+            tokenize: families.tokenize.with_label_values(labels),
+            waiting_rows: families.waiting_rows.with_label_values(labels),
+            isolated_batches: families.isolated_batches.with_label_values(labels),
+        }
+    }
+
+    /// Counts a request that ended before it found a model.
+    pub fn count_unrouted(&self, outcome: Outcome) {
+        self.families
+            .unrouted
+            .with_label_values(&[outcome.label()])
+            .inc();
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub fn render(&self) -> Vec<u8> {
+        let mut page = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut page) {
+            tracing::error!(%error, "metrics can't be rendered");
+        }
+        page
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Families {
+    fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let model = &["model", "version"];
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let histogram = |name: &str, help: &str, buckets: Vec<f64>| {
+            let family = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), model)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        // 100 µs to 52 s, doubling: from a GPU's short batch to a CPU's full one.
+        let seconds = || exponential_buckets(1e-4, 2.0, 20);
+        let waiting_rows = IntGaugeVec::new(
+            Opts::new("ferry_waiting_rows", "Rows waiting to board a batch."),
+            model,
+        )?;
+        registry.register(Box::new(waiting_rows.clone()))?;
+        Ok(Self {
+            requests: counter(
+                "ferry_requests_total",
+                "Requests, by how they ended.",
+                &["model", "version", "outcome"],
+            )?,
+            rows: counter("ferry_rows_total", "Rows executed.", model)?,
+            tokens: counter(
+                "ferry_tokens_total",
+                "Tokens executed, special tokens included.",
+                model,
+            )?,
+            batches: counter(
+                "ferry_batches_total",
+                "Batches, by why they left.",
+                &["model", "version", "reason"],
+            )?,
+            batch_rows: histogram(
+                "ferry_batch_rows",
+                "Rows of a batch.",
+                exponential_buckets(1.0, 2.0, 11)?,
+            )?,
+            batch_tokens: histogram(
+                "ferry_batch_tokens",
+                "Tokens of a batch.",
+                exponential_buckets(8.0, 2.0, 13)?,
+            )?,
+            queue_delay: histogram(
+                "ferry_queue_delay_seconds",
+                "Time a row waited to board a batch.",
+                seconds()?,
+            )?,
+            execute: histogram("ferry_execute_seconds", "Time a batch ran.", seconds()?)?,
+            request_time: histogram(
+                "ferry_request_seconds",
+                "Time from a request's arrival to its answer.",
+                seconds()?,
+            )?,
+            tokenize: histogram(
+                "ferry_tokenize_seconds",
+                "Time a request's texts took to be tokenized, waiting included.",
+                exponential_buckets(1e-5, 2.0, 20)?,
+            )?,
+            waiting_rows,
+            isolated_batches: counter(
+                "ferry_isolated_batches_total",
+                "Batches that failed and were run again row by row.",
+                model,
+            )?,
+            unrouted: counter(
+                "ferry_unrouted_requests_total",
+                "Requests that ended before they found a model, by how.",
+                &["outcome"],
+            )?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_on_the_page() {
+        let metrics = Metrics::new();
+        let model = metrics.model("minilm", "1");
+        model.count_request(Outcome::Ok);
+        model.queue_delay.observe(0.001);
+        model.batches.deadline();
+        let page = String::from_utf8(metrics.render()).unwrap();
+        for line in [
+            r#"ferry_requests_total{model="minilm",outcome="ok",version="1"} 1"#,
+            r#"ferry_queue_delay_seconds_count{model="minilm",version="1"} 1"#,
+            r#"ferry_batches_total{model="minilm",reason="deadline",version="1"} 1"#,
+        ] {
+            assert!(page.contains(line), "{line} not in\n{page}");
+        }
+    }
+}

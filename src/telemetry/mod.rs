@@ -1,0 +1,10 @@
+//! What the server tells about itself: metrics, statistics, logs.
+//!
+//! Handles are resolved once, when a model is loaded; recording is a few atomic additions.
+
+pub mod logs;
+mod metrics;
+mod statistics;
+
+pub use metrics::{FlushCounters, Metrics, ModelMetrics, Outcome};
+pub use statistics::{BatchTimes, ModelStatistics, RequestTimes, Snapshot, StatDuration};

@@ -1,0 +1,283 @@
+//! One row's text to token ids: tokenize, cut to the model's length, add the special tokens.
+//!
+//! The cut comes before the special tokens are added, as in Hugging Face's `transformers`
+//! (`longest_first` for pairs), so that a cut row still begins and ends as the model expects.
+
+use std::path::{Path, PathBuf};
+
+use tokenizers::{
+    Encoding, Tokenizer,
+    utils::truncation::{TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings},
+};
+
+use crate::config::Truncation;
+
+/// What one row of a request holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RowInput {
+    /// A text.
+    Text(String),
+    /// A query and a document.
+    Pair(String, String),
+    /// Token ids, taken as they are.
+    Tokens(Vec<u32>),
+}
+
+impl RowInput {
+    /// Bytes of its texts, or of its ids.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Pair(query, document) => query.len() + document.len(),
+            Self::Tokens(ids) => ids.len() * size_of::<u32>(),
+        }
+    }
+}
+
+/// A row as the model sees it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EncodedRow {
+    /// Token ids, special tokens included.
+    pub ids: Vec<u32>,
+    /// Segment of each token (0, or 1 for a pair's second text).
+    pub type_ids: Vec<u32>,
+    /// Where each token stands in the text, as half-open byte ranges; (0, 0) for special tokens.
+    pub offsets: Vec<(u32, u32)>,
+    /// Which word each token belongs to; `None` for special tokens.
+    pub words: Vec<Option<u32>>,
+    /// Whether the input was cut.
+    pub truncated: bool,
+}
+
+/// Why a tokenizer can't be loaded.
+#[derive(Debug, thiserror::Error)]
+#[error("can't load the tokenizer {}: {reason}", path.display())]
+pub struct TokenizerError {
+    path: PathBuf,
+    reason: String,
+}
+
+/// Why a row can't be encoded.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum EncodeError {
+    /// Longer than allowed, and truncation is `error`.
+    #[error("{found} tokens; at most {allowed} allowed (truncation is 'error')")]
+    TooLong {
+        /// Tokens found, special tokens included.
+        found: usize,
+        /// Tokens allowed.
+        allowed: usize,
+    },
+    /// The length asked for leaves no room beside the special tokens.
+    #[error("max_tokens {asked} leaves no room beside {special} special tokens")]
+    NoRoom {
+        /// Tokens asked for.
+        asked: usize,
+        /// Special tokens needed.
+        special: usize,
+    },
+    /// A token id that the model doesn't have.
+    #[error("token id {id}; the vocabulary has {vocabulary} ids, from 0")]
+    UnknownId {
+        /// The id found.
+        id: u32,
+        /// Size of the vocabulary.
+        vocabulary: usize,
+    },
+    /// No token ids at all.
+    #[error("no token ids; at least 1 needed")]
+    Empty,
+    /// The tokenizer itself failed.
+    #[error("the tokenizer failed: {0}")]
+    Failed(String),
+}
+
+/// A model's tokenizer with the model's limits.
+#[derive(Debug)]
+pub struct TextEncoder {
+    tokenizer: Tokenizer,
+    vocabulary: usize,
+    max_tokens: usize,
+    truncation: Truncation,
+}
+
+impl TextEncoder {
+    /// Loads `tokenizer.json` from `dir`. Rows are cut to `max_tokens`, special tokens included;
+    /// ids from `vocabulary` on are refused.
+    ///
+    /// # Errors
+    /// [`TokenizerError`] when the file is missing or isn't a tokenizer.
+    pub fn load(
+        dir: &Path,
+        vocabulary: usize,
+        max_tokens: usize,
+        truncation: Truncation,
+    ) -> Result<Self, TokenizerError> {
+        let path = dir.join("tokenizer.json");
+        let failed = |reason: String| TokenizerError {
+            path: path.clone(),
+            reason,
+        };
+        let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| failed(error.to_string()))?;
+        // Ours to decide per request; what the file says would cut or pad a second time.
+        tokenizer
+            .with_truncation(None)
+            .map_err(|error| failed(error.to_string()))?;
+        tokenizer.with_padding(None);
+        Ok(Self {
+            tokenizer,
+            vocabulary,
+            max_tokens,
+            truncation,
+        })
+    }
+
+    /// Tokens a row may have, special tokens included.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// The text of a token id, if there is one.
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
+    /// Encodes a row. `truncation` and `max_tokens` override the model's own; a `max_tokens` above
+    /// the model's is the model's.
+    ///
+    /// # Errors
+    /// [`EncodeError`] when the row is too long and may not be cut, or has ids the model lacks.
+    pub fn encode(
+        &self,
+        input: &RowInput,
+        truncation: Option<Truncation>,
+        max_tokens: Option<usize>,
+    ) -> Result<EncodedRow, EncodeError> {
+        let truncation = truncation.unwrap_or(self.truncation);
+        let limit = max_tokens.map_or(self.max_tokens, |asked| asked.min(self.max_tokens));
+        match input {
+            RowInput::Text(text) => self.encode_text(text, None, truncation, limit),
+            RowInput::Pair(query, document) => {
+                self.encode_text(query, Some(document), truncation, limit)
+            }
+            RowInput::Tokens(ids) => self.take_ids(ids, truncation, limit),
+        }
+    }
+
+    /// Encodes a text without adding special tokens and without cutting it.
+    ///
+    /// # Errors
+    /// [`EncodeError::Failed`] when the tokenizer fails.
+    pub fn encode_bare(&self, text: &str) -> Result<EncodedRow, EncodeError> {
+        Ok(row_of(&self.tokenize(text)?, false))
+    }
+
+    fn encode_text(
+        &self,
+        text: &str,
+        second: Option<&String>,
+        truncation: Truncation,
+        limit: usize,
+    ) -> Result<EncodedRow, EncodeError> {
+        let first = self.tokenize(text)?;
+        let second = second.map(|text| self.tokenize(text)).transpose()?;
+        let special = self
+            .tokenizer
+            .get_post_processor()
+            .map_or(0, |processor| {
+                tokenizers::PostProcessor::added_tokens(processor, second.is_some())
+            });
+        let found = first.len() + second.as_ref().map_or(0, Encoding::len) + special;
+        let truncated = found > limit;
+        let direction = match truncation {
+            Truncation::Error if truncated => {
+                return Err(EncodeError::TooLong {
+                    found,
+                    allowed: limit,
+                });
+            }
+            Truncation::Left => TruncationDirection::Left,
+            Truncation::Right | Truncation::Error => TruncationDirection::Right,
+        };
+        let (first, second) = if truncated {
+            let room = limit.checked_sub(special).filter(|&room| room > 0).ok_or(
+                EncodeError::NoRoom {
+                    asked: limit,
+                    special,
+                },
+            )?;
+            let params = TruncationParams {
+                max_length: room,
+                strategy: TruncationStrategy::LongestFirst,
+                stride: 0,
+                direction,
+            };
+            truncate_encodings(first, second, &params).map_err(failed)?
+        } else {
+            (first, second)
+        };
+        let encoding = self
+            .tokenizer
+            .post_process(first, second, true)
+            .map_err(failed)?;
+        Ok(row_of(&encoding, truncated))
+    }
+
+    fn tokenize(&self, text: &str) -> Result<Encoding, EncodeError> {
+        self.tokenizer.encode(text, false).map_err(failed)
+    }
+
+    fn take_ids(
+        &self,
+        ids: &[u32],
+        truncation: Truncation,
+        limit: usize,
+    ) -> Result<EncodedRow, EncodeError> {
+        if ids.is_empty() {
+            return Err(EncodeError::Empty);
+        }
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.vocabulary) {
+            return Err(EncodeError::UnknownId {
+                id,
+                vocabulary: self.vocabulary,
+            });
+        }
+        let truncated = ids.len() > limit;
+        let kept = match truncation {
+            _ if !truncated => ids,
+            Truncation::Right => &ids[..limit],
+            Truncation::Left => &ids[ids.len() - limit..],
+            Truncation::Error => {
+                return Err(EncodeError::TooLong {
+                    found: ids.len(),
+                    allowed: limit,
+                });
+            }
+        };
+        Ok(EncodedRow {
+            ids: kept.to_vec(),
+            type_ids: vec![0; kept.len()],
+            offsets: Vec::new(),
+            words: Vec::new(),
+            truncated,
+        })
+    }
+}
+
+fn row_of(encoding: &Encoding, truncated: bool) -> EncodedRow {
+    EncodedRow {
+        ids: encoding.get_ids().to_vec(),
+        type_ids: encoding.get_type_ids().to_vec(),
+        offsets: encoding
+            .get_offsets()
+            .iter()
+            .map(|&(start, end)| (start as u32, end as u32))
+            .collect(),
+        words: encoding.get_word_ids().to_vec(),
+        truncated,
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> EncodeError {
+    EncodeError::Failed(error.to_string())
+}

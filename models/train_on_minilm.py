@@ -176,17 +176,16 @@ def definitions(folder, tokenizer, fetched):
 
     rows = []
     for query, synset, rivals in questions(training, senses):
-        hard = chooser.sample(rivals, min(2, len(rivals)))
-        wrong = [r["definition"] for r in hard] + chooser.sample(anything, 3 - len(hard))
-        rows += [(query, synset["definition"], 1.0)] + [(query, w, 0.0) for w in wrong[:2 if hard else 1]]
+        rival = chooser.choice(rivals)["definition"] if rivals else chooser.choice(anything)
+        rows += [(query, synset["definition"], 1.0), (query, rival, 0.0), (query, chooser.choice(anything), 0.0)]
     chooser.shuffle(rows)
-    rows = rows[:12_800]
+    rows = rows[:9_600]
     model = fetched or build_model(["relevance"])
     if not fetched:
         train(model, tokenizer, rows, 1,
               lambda logits, truth: nn.functional.binary_cross_entropy_with_logits(logits[:, 0], truth))
         round_to_saved(model)
-    tests = [q for q in questions(held_out, senses) if q[2]][:400]
+    tests = [q for q in questions(held_out, senses) if q[2]][:250]
     report_ranking(model, tokenizer, tests, anything, chooser)
     return model
 

@@ -28,7 +28,7 @@ struct Line {
 #[derive(Debug)]
 pub struct Lines {
     quantum: u64,
-    lines: HashMap<Arc<str>, Line>,
+    by_tenant: HashMap<Arc<str>, Line>,
     /// Tenants with something waiting, the one whose turn it is first.
     turns: VecDeque<Arc<str>>,
 }
@@ -38,13 +38,13 @@ impl Lines {
     pub fn new(quantum: usize) -> Self {
         Self {
             quantum: quantum.max(1) as u64,
-            lines: HashMap::new(),
+            by_tenant: HashMap::new(),
             turns: VecDeque::new(),
         }
     }
 
     pub fn push(&mut self, tenant: &Arc<str>, place: Place) {
-        if let Some(line) = self.lines.get_mut(tenant) {
+        if let Some(line) = self.by_tenant.get_mut(tenant) {
             line.places.push_back(place);
             return;
         }
@@ -52,7 +52,7 @@ impl Lines {
             places: VecDeque::from([place]),
             credit: 0,
         };
-        self.lines.insert(Arc::clone(tenant), line);
+        self.by_tenant.insert(Arc::clone(tenant), line);
         self.turns.push_back(Arc::clone(tenant));
     }
 
@@ -61,7 +61,7 @@ impl Lines {
     pub fn next(&mut self) -> Option<Place> {
         loop {
             let tenant = self.turns.front()?;
-            let line = self.lines.get_mut(tenant)?;
+            let line = self.by_tenant.get_mut(tenant)?;
             let place = *line.places.front()?;
             if self.turns.len() == 1 || line.credit >= u64::from(place.tokens) {
                 return Some(place);
@@ -76,21 +76,21 @@ impl Lines {
         let Some(tenant) = self.turns.front() else {
             return;
         };
-        let Some(line) = self.lines.get_mut(tenant) else {
+        let Some(line) = self.by_tenant.get_mut(tenant) else {
             return;
         };
         if let Some(place) = line.places.pop_front() {
             line.credit = line.credit.saturating_sub(u64::from(place.tokens));
         }
         if line.places.is_empty() {
-            self.lines.remove(tenant);
+            self.by_tenant.remove(tenant);
             self.turns.pop_front();
         }
     }
 
     /// Takes a row out of the middle of its tenant's line.
     pub fn remove(&mut self, tenant: &Arc<str>, id: RowId) {
-        let Some(line) = self.lines.get_mut(tenant) else {
+        let Some(line) = self.by_tenant.get_mut(tenant) else {
             return;
         };
         // Cancelled and expired rows tend to be the oldest, so this looks from the front.
@@ -98,7 +98,7 @@ impl Lines {
             line.places.remove(at);
         }
         if line.places.is_empty() {
-            self.lines.remove(tenant);
+            self.by_tenant.remove(tenant);
             self.turns.retain(|other| other != tenant);
         }
     }
@@ -106,10 +106,10 @@ impl Lines {
     /// Asserts that turns and lines name the same tenants and that none is empty; returns how many
     /// rows wait.
     pub fn check_invariants(&self) -> usize {
-        assert_eq!(self.turns.len(), self.lines.len(), "a turn for each tenant");
+        assert_eq!(self.turns.len(), self.by_tenant.len(), "a turn for each tenant");
         let mut waiting = 0;
         for tenant in &self.turns {
-            let line = &self.lines[tenant];
+            let line = &self.by_tenant[tenant];
             assert!(!line.places.is_empty(), "an empty line was kept");
             let longest = line.places.iter().map(|place| place.tokens).max();
             assert!(

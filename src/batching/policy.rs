@@ -9,7 +9,8 @@ pub struct BatchPolicy {
     pub max_rows: usize,
     /// Tokens of one batch, at most; no row may be longer.
     pub max_tokens: usize,
-    /// Longest time a row waits for company while an executor is idle.
+    /// Longest time a row waits for company while an executor is idle; time in which all were busy
+    /// does not count, for then waiting costs nothing.
     pub max_queue_delay: Duration,
     /// Rows that may wait.
     pub max_waiting_rows: usize,

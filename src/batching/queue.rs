@@ -4,7 +4,7 @@
 //! A batch leaves
 //! 1. when the row or token budget is reached by what waits, even while every executor is busy;
 //! 2. else only to an idle executor, when
-//!    - the oldest row has waited `max_queue_delay`, or
+//!    - the oldest row has waited for it `max_queue_delay` while there was an idle executor, or
 //!    - a deadline, less the predicted run time, is about to pass, or
 //!    - the policy is eager and waiting would not pay.
 //!
@@ -81,6 +81,8 @@ pub struct BatchQueue<T> {
     expired: Vec<Row<T>>,
     tokens: usize,
     sum_len_squared: u64,
+    /// Since when there has been an idle executor, if there is one.
+    idle_since: Option<Instant>,
     /// Rows that left and have not been noted done.
     out: usize,
     arrivals: Arrivals,
@@ -103,6 +105,7 @@ impl<T> BatchQueue<T> {
             expired: Vec::new(),
             tokens: 0,
             sum_len_squared: 0,
+            idle_since: None,
             out: 0,
             arrivals: Arrivals::new(),
             run_time: RunTimeModel::new(),
@@ -163,6 +166,10 @@ impl<T> BatchQueue<T> {
     /// [`Decision::WaitUntil`] names the next deadline.
     pub fn poll(&mut self, now: Instant, executor_idle: bool) -> Decision<T> {
         self.expire(now);
+        if !executor_idle {
+            self.idle_since = None;
+        }
+        let idle_since = executor_idle.then(|| *self.idle_since.get_or_insert(now));
         let Some(&(oldest, _)) = self.by_arrival.first() else {
             return Decision::Empty;
         };
@@ -170,11 +177,11 @@ impl<T> BatchQueue<T> {
             return Decision::Flush(self.board(FlushReason::Full));
         }
         let next_deadline = self.by_deadline.first().map(|&(deadline, _)| deadline);
-        if !executor_idle {
+        let Some(idle_since) = idle_since else {
             return next_deadline.map_or(Decision::Empty, Decision::WaitUntil);
-        }
+        };
         // Less than a full batch waits, so all of it would leave together.
-        let longest_wait = oldest + self.policy.max_queue_delay;
+        let longest_wait = oldest.max(idle_since) + self.policy.max_queue_delay;
         if longest_wait <= now {
             return Decision::Flush(self.board(FlushReason::QueueDelay));
         }
@@ -341,11 +348,13 @@ mod tests {
 
     impl Line {
         fn new(policy: BatchPolicy) -> Self {
-            Self {
+            let mut line = Self {
                 queue: BatchQueue::new(policy),
                 now: Instant::now(),
                 next: 0,
-            }
+            };
+            assert_eq!(line.queue.poll(line.now, true), Decision::Empty);
+            line
         }
 
         fn row(&mut self, tokens: u32) -> Row<()> {
@@ -436,7 +445,7 @@ mod tests {
         let Decision::WaitUntil(leave_by) = line.queue.poll(line.now, true) else {
             panic!("too early to leave");
         };
-        assert!(leave_by <= deadline - 19 * MS / 10 && leave_by > line.now);
+        assert!(leave_by + 19 * MS / 10 <= deadline && leave_by > line.now);
         line.now = leave_by;
         assert_eq!(line.flush(true).1, FlushReason::Deadline);
     }

@@ -55,7 +55,7 @@ impl Executor {
         // First of all the dispatcher, so that the next batch can leave while answers go out.
         let _ = self.done.send(Done {
             rows: given_out,
-            tokens: packed.tokens(),
+            tokens: packed.tokens().len(),
             sum_len_squared: packed.sum_len_squared(),
             elapsed: (outputs.is_ok() && !rows.is_empty()).then_some(execute),
         });
@@ -136,9 +136,9 @@ impl Executor {
     ) {
         let metrics = &self.metrics;
         metrics.rows.inc_by(rows.len() as u64);
-        metrics.tokens.inc_by(packed.tokens() as u64);
+        metrics.tokens.inc_by(packed.tokens().len() as u64);
         metrics.batch_rows.observe(rows.len() as f64);
-        metrics.batch_tokens.observe(packed.tokens() as f64);
+        metrics.batch_tokens.observe(packed.tokens().len() as f64);
         metrics.execute.observe(execute.as_secs_f64());
         for row in rows {
             let delay = started.saturating_duration_since(row.arrived);
@@ -179,7 +179,7 @@ fn answer(
     execute: Duration,
     batch_rows: usize,
 ) {
-    if !output.is_finite() {
+    if !is_finite(&output) {
         row.payload.answer(Err(RequestError::internal(
             "the model's output for this row is not finite (NaN or infinity)",
         )));
@@ -192,6 +192,14 @@ fn answer(
         execute,
         batch_rows,
     }));
+}
+
+/// Whether every value of an output is a number.
+pub fn is_finite(output: &RowOutput) -> bool {
+    let (RowOutput::Embedding(values)
+    | RowOutput::Logits(values)
+    | RowOutput::TokenLogits { values, .. }) = output;
+    values.iter().all(|value| value.is_finite())
 }
 
 fn message(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -13,5 +13,6 @@ mod executor;
 mod handle;
 mod row;
 
+pub use executor::is_finite;
 pub use handle::{Engine, EngineOptions, Forward};
 pub use row::{Answers, Departure, RowAnswer, RowWork, WorkRow};

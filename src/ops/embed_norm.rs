@@ -191,7 +191,11 @@ mod tests {
     fn op(hidden: usize, with_position: bool, with_type: bool, offset: usize) -> Result<EmbedNorm> {
         let mut random = Random::new(hidden as u64);
         let mut table = |rows: usize| {
-            Tensor::from_vec(random.values(rows * hidden, 1.0), (rows, hidden), &Device::Cpu)
+            Tensor::from_vec(
+                random.values(rows * hidden, 1.0),
+                (rows, hidden),
+                &Device::Cpu,
+            )
         };
         Ok(EmbedNorm {
             word: table(50)?,
@@ -209,9 +213,12 @@ mod tests {
         let lengths = [1, 0, 7, 33, 2];
         let total: usize = lengths.iter().sum();
         let mut random = Random::new(9);
-        for (hidden, position, types, offset) in
-            [(8, true, true, 0), (33, true, false, 2), (1, false, true, 0), (384, false, false, 0)]
-        {
+        for (hidden, position, types, offset) in [
+            (8, true, true, 0),
+            (33, true, false, 2),
+            (1, false, true, 0),
+            (384, false, false, 0),
+        ] {
             let op = op(hidden, position, types, offset)?;
             let tokens = random.indices(total, 50);
             let type_ids = random.indices(total, 2);

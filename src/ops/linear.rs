@@ -69,7 +69,11 @@ mod tests {
             let mut expected = Vec::new();
             for x in x.chunks_exact(inputs) {
                 for (w, b) in w.chunks_exact(inputs).zip(&b) {
-                    let dot: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                    let dot: f64 = x
+                        .iter()
+                        .zip(w)
+                        .map(|(x, w)| f64::from(*x) * f64::from(*w))
+                        .sum();
                     expected.push(dot + f64::from(*b));
                 }
             }

@@ -94,6 +94,9 @@ pub(crate) fn dims2(layout: &Layout, what: &str) -> Result<(usize, usize)> {
 fn bounds(layout: &Layout, what: &str) -> Result<(usize, usize)> {
     match layout.contiguous_offsets() {
         Some(bounds) => Ok(bounds),
-        None => bail!("{what} must be contiguous, has strides {:?}", layout.stride()),
+        None => bail!(
+            "{what} must be contiguous, has strides {:?}",
+            layout.stride()
+        ),
     }
 }

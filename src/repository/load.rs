@@ -12,8 +12,9 @@ use super::{FoundModel, ServedModel};
 use crate::{
     batching::{BatchPolicy, PolicyError},
     config::{Activation, ConfigError, ModelManifest, Pooling, Task},
-    engine::{Engine, EngineOptions, Forward},
+    engine::{Engine, EngineOptions, Forward, is_finite},
     models::{self, EncoderModel, ForwardError, Head, LoadOptions, PackedBatch},
+    ops,
     telemetry::{Metrics, ModelStatistics},
     text::{TextEncoder, TokenizerError},
 };
@@ -87,7 +88,8 @@ pub fn load_model(model: &FoundModel, metrics: &Metrics) -> Result<ServedModel, 
     let max_tokens = usable_tokens(model, &manifest, &encoder)?;
     let text = TextEncoder::load(
         &dir,
-        encoder.spec().vocab_size,
+        encoder.spec().vocabulary,
+        encoder.spec().type_vocabulary > 1,
         max_tokens,
         manifest.input.truncation,
     )?;
@@ -119,7 +121,7 @@ pub fn load_model(model: &FoundModel, metrics: &Metrics) -> Result<ServedModel, 
         labels: encoder.labels().to_vec(),
         output_size: encoder.output_dim(),
         activation: manifest.classify.activation.unwrap_or_else(|| {
-            if encoder.spec().is_multi_label() {
+            if encoder.spec().problem_type.as_deref() == Some("multi_label_classification") {
                 Activation::Sigmoid
             } else {
                 Activation::Softmax
@@ -155,9 +157,9 @@ pub fn head_of(manifest: &ModelManifest) -> Result<Head, LoadError> {
     Ok(match manifest.task {
         Task::Embed => Head::Embed {
             pooling: match manifest.embed.pooling {
-                Pooling::Mean => models::Pooling::Mean,
-                Pooling::Cls => models::Pooling::Cls,
-                Pooling::Last => models::Pooling::Last,
+                Pooling::Mean => ops::Pooling::Mean,
+                Pooling::Cls => ops::Pooling::Cls,
+                Pooling::Last => ops::Pooling::Last,
             },
             normalize: manifest.embed.normalize,
             dimension: Some(manifest.embed.dimensions).filter(|&dimensions| dimensions > 0),
@@ -228,12 +230,12 @@ fn warm_up(
             let began = Instant::now();
             let outputs = forward(&batch)?;
             let took = began.elapsed();
-            if !outputs.iter().all(models::RowOutput::is_finite) {
+            if !outputs.iter().all(is_finite) {
                 return Err(LoadError::NotFinite);
             }
             // The first round pays for page faults and thread starts; it would mislead the model.
             if round > 0 && took > Duration::ZERO {
-                engine.teach(batch.tokens(), batch.sum_len_squared(), took);
+                engine.teach(batch.tokens().len(), batch.sum_len_squared(), took);
             }
         }
     }

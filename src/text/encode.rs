@@ -97,19 +97,22 @@ pub enum EncodeError {
 pub struct TextEncoder {
     tokenizer: Tokenizer,
     vocabulary: usize,
+    segments: bool,
     max_tokens: usize,
     truncation: Truncation,
 }
 
 impl TextEncoder {
     /// Loads `tokenizer.json` from `dir`. Rows are cut to `max_tokens`, special tokens included;
-    /// ids from `vocabulary` on are refused.
+    /// ids from `vocabulary` on are refused. Without `segments` every token is of segment 0, as
+    /// models need that were trained with one segment only.
     ///
     /// # Errors
     /// [`TokenizerError`] when the file is missing or isn't a tokenizer.
     pub fn load(
         dir: &Path,
         vocabulary: usize,
+        segments: bool,
         max_tokens: usize,
         truncation: Truncation,
     ) -> Result<Self, TokenizerError> {
@@ -127,6 +130,7 @@ impl TextEncoder {
         Ok(Self {
             tokenizer,
             vocabulary,
+            segments,
             max_tokens,
             truncation,
         })
@@ -169,7 +173,7 @@ impl TextEncoder {
     /// # Errors
     /// [`EncodeError::Failed`] when the tokenizer fails.
     pub fn encode_bare(&self, text: &str) -> Result<EncodedRow, EncodeError> {
-        Ok(row_of(&self.tokenize(text)?, false))
+        Ok(self.row_of(&self.tokenize(text)?, false))
     }
 
     fn encode_text(
@@ -220,7 +224,7 @@ impl TextEncoder {
             .tokenizer
             .post_process(first, second, true)
             .map_err(failed)?;
-        Ok(row_of(&encoding, truncated))
+        Ok(self.row_of(&encoding, truncated))
     }
 
     fn tokenize(&self, text: &str) -> Result<Encoding, EncodeError> {
@@ -262,19 +266,23 @@ impl TextEncoder {
             truncated,
         })
     }
-}
 
-fn row_of(encoding: &Encoding, truncated: bool) -> EncodedRow {
-    EncodedRow {
-        ids: encoding.get_ids().to_vec(),
-        type_ids: encoding.get_type_ids().to_vec(),
-        offsets: encoding
-            .get_offsets()
-            .iter()
-            .map(|&(start, end)| (start as u32, end as u32))
-            .collect(),
-        words: encoding.get_word_ids().to_vec(),
-        truncated,
+    fn row_of(&self, encoding: &Encoding, truncated: bool) -> EncodedRow {
+        EncodedRow {
+            ids: encoding.get_ids().to_vec(),
+            type_ids: if self.segments {
+                encoding.get_type_ids().to_vec()
+            } else {
+                vec![0; encoding.len()]
+            },
+            offsets: encoding
+                .get_offsets()
+                .iter()
+                .map(|&(start, end)| (start as u32, end as u32))
+                .collect(),
+            words: encoding.get_word_ids().to_vec(),
+            truncated,
+        }
     }
 }
 

@@ -1,0 +1,181 @@
+//! Runs one call from admission to its encoded answer, and accounts for how it ended: metrics,
+//! statistics, a log event.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    admission::{Admission, Boarded, Call, CallContext, RowResult},
+    api::status,
+    error::RequestError,
+    repository::ServedModel,
+    telemetry::{Metrics, Outcome},
+};
+
+/// A call whose rows all have their answers.
+#[derive(Debug)]
+pub struct Answered {
+    /// The model that answered.
+    pub model: Arc<ServedModel>,
+    /// Each row's answer, in the order of the request.
+    pub rows: Vec<RowResult>,
+    /// What the slowest row waited to board.
+    pub queue: Duration,
+    /// What the slowest row's batch ran.
+    pub execute: Duration,
+    /// When the call came in.
+    pub received: Instant,
+}
+
+/// Lets a call in, waits for all its rows and encodes the answer. When every row failed in the same
+/// way, so does the call.
+///
+/// # Errors
+/// [`RequestError`] of the call, or what `encode` returns.
+pub async fn answer_call<T>(
+    admission: &Admission,
+    metrics: &Metrics,
+    call: Call,
+    context: CallContext,
+    encode: impl FnOnce(&Answered) -> Result<T, RequestError>,
+) -> Result<T, RequestError> {
+    let received = context.received;
+    let (model, account) = find(admission, metrics, &call, &context)?;
+    let mut boarded = match admission.board(model, call, context).await {
+        Ok(boarded) => boarded,
+        Err(error) => return Err(account.failed(error)),
+    };
+    let rows = boarded.all().await;
+    let answering = Instant::now();
+    if let Some(error) = common_failure(&rows) {
+        return Err(account.failed(error));
+    }
+    let (queue, execute) = slowest(&rows);
+    let answered = Answered {
+        model: Arc::clone(&boarded.model),
+        rows,
+        queue,
+        execute,
+        received,
+    };
+    match encode(&answered) {
+        Ok(answer) => {
+            account.answered(&boarded, queue, execute, answering.elapsed());
+            Ok(answer)
+        }
+        Err(error) => Err(account.failed(error)),
+    }
+}
+
+/// Finds the model a call names and opens the call's account.
+///
+/// # Errors
+/// [`RequestError`] when there is no such model; it is counted then.
+pub fn find(
+    admission: &Admission,
+    metrics: &Metrics,
+    call: &Call,
+    context: &CallContext,
+) -> Result<(Arc<ServedModel>, Account), RequestError> {
+    match admission.find(call, context) {
+        Ok(model) => {
+            let account = Account {
+                model: Arc::clone(&model),
+                received: context.received,
+                closed: false,
+            };
+            Ok((model, account))
+        }
+        Err(error) => {
+            metrics.count_unrouted(status::map(&error).outcome);
+            Err(error)
+        }
+    }
+}
+
+/// A call that is under way. Dropped unclosed, it counts as cancelled.
+#[derive(Debug)]
+pub struct Account {
+    model: Arc<ServedModel>,
+    received: Instant,
+    closed: bool,
+}
+
+impl Account {
+    /// Closes it with a failure, which is handed back.
+    pub fn failed(mut self, error: RequestError) -> RequestError {
+        let outcome = status::map(&error).outcome;
+        self.close(outcome);
+        self.model
+            .statistics
+            .record_failure(self.received.elapsed());
+        if outcome == Outcome::Internal {
+            tracing::error!(model = self.model.name, %error, "request failed");
+        } else {
+            tracing::debug!(model = self.model.name, %error, "request refused");
+        }
+        error
+    }
+
+    /// Closes it with an answer.
+    pub fn answered(
+        mut self,
+        boarded: &Boarded,
+        queue: Duration,
+        execute: Duration,
+        output: Duration,
+    ) {
+        let times = boarded.times(queue, execute, output);
+        self.close(Outcome::Ok);
+        self.model.statistics.record_success(&times);
+        tracing::debug!(
+            model = self.model.name,
+            version = self.model.version,
+            rows = boarded.rows,
+            tokenize_us = times.input.as_micros() as u64,
+            queue_us = queue.as_micros() as u64,
+            execute_us = execute.as_micros() as u64,
+            total_us = times.total.as_micros() as u64,
+            "answered"
+        );
+    }
+
+    fn close(&mut self, outcome: Outcome) {
+        self.closed = true;
+        self.model.metrics.count_request(outcome);
+        let total = self.received.elapsed().as_secs_f64();
+        self.model.metrics.request_time.observe(total);
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        if !self.closed {
+            self.close(Outcome::Cancelled);
+            self.model
+                .statistics
+                .record_failure(self.received.elapsed());
+        }
+    }
+}
+
+/// The error of a call all of whose rows failed with one code.
+fn common_failure(rows: &[RowResult]) -> Option<RequestError> {
+    let mut errors = rows.iter().map(|row| row.as_ref().err());
+    let first = errors.next()??;
+    let code = status::map(first).grpc;
+    errors
+        .all(|error| error.is_some_and(|error| status::map(error).grpc == code))
+        .then(|| first.clone())
+}
+
+/// Queue and execute time of the row that took longest.
+pub fn slowest(rows: &[RowResult]) -> (Duration, Duration) {
+    rows.iter()
+        .flatten()
+        .map(|row| (row.answer.queue, row.answer.execute))
+        .max_by_key(|(queue, execute)| *queue + *execute)
+        .unwrap_or_default()
+}

@@ -1,0 +1,103 @@
+//! From the typed requests to admission's calls.
+
+use crate::{
+    admission::{Call, RowOptions},
+    api::proto::ferry::v1::{
+        ClassifyRequest, ClassifyTokensRequest, EmbedRequest, ModelOptions, RerankRequest,
+        TokenIds, TokenizeRequest, Truncation as ProtoTruncation,
+    },
+    config::{Task, Truncation},
+    error::RequestError,
+    text::RowInput,
+};
+
+pub fn embed(request: EmbedRequest) -> Result<Call, RequestError> {
+    let (rows, field) = texts_or_ids(request.texts, request.token_ids)?;
+    call(request.options, Some(Task::Embed), rows, field)
+}
+
+pub fn classify(request: ClassifyRequest) -> Result<Call, RequestError> {
+    check_confidence(request.min_confidence)?;
+    let (rows, field) = texts_or_ids(request.texts, request.token_ids)?;
+    call(request.options, Some(Task::Classify), rows, field)
+}
+
+pub fn rerank(request: RerankRequest) -> Result<Call, RequestError> {
+    check_confidence(request.min_confidence)?;
+    let query = request.query;
+    let rows = request
+        .documents
+        .into_iter()
+        .map(|document| RowInput::Pair(query.clone(), document))
+        .collect();
+    call(request.options, Some(Task::Rerank), rows, "documents")
+}
+
+pub fn classify_tokens(request: ClassifyTokensRequest) -> Result<Call, RequestError> {
+    check_confidence(request.min_confidence)?;
+    let rows = request.texts.into_iter().map(RowInput::Text).collect();
+    call(request.options, Some(Task::Tokens), rows, "texts")
+}
+
+pub fn tokenize(request: TokenizeRequest) -> Result<Call, RequestError> {
+    let rows = request.texts.into_iter().map(RowInput::Text).collect();
+    call(request.options, None, rows, "texts")
+}
+
+fn call(
+    options: Option<ModelOptions>,
+    task: Option<Task>,
+    rows: Vec<RowInput>,
+    field: &'static str,
+) -> Result<Call, RequestError> {
+    let options = options.unwrap_or_default();
+    let truncation = match ProtoTruncation::try_from(options.truncation) {
+        Ok(ProtoTruncation::Unspecified) => None,
+        Ok(ProtoTruncation::Right) => Some(Truncation::Right),
+        Ok(ProtoTruncation::Left) => Some(Truncation::Left),
+        Ok(ProtoTruncation::Error) => Some(Truncation::Error),
+        Err(_) => {
+            return Err(RequestError::invalid(
+                "options.truncation",
+                options.truncation,
+                "a value of ferry.v1.Truncation, 0 to 3",
+            ));
+        }
+    };
+    Ok(Call {
+        model: options.model,
+        version: options.version,
+        task,
+        rows,
+        options: RowOptions {
+            truncation,
+            max_tokens: Some(options.max_tokens as usize).filter(|&limit| limit > 0),
+        },
+        field,
+    })
+}
+
+fn texts_or_ids(
+    texts: Vec<String>,
+    token_ids: Vec<TokenIds>,
+) -> Result<(Vec<RowInput>, &'static str), RequestError> {
+    if !texts.is_empty() && !token_ids.is_empty() {
+        return Err(RequestError::invalid(
+            "token_ids",
+            "both texts and token_ids",
+            "one of the two",
+        ));
+    }
+    if token_ids.is_empty() {
+        return Ok((texts.into_iter().map(RowInput::Text).collect(), "texts"));
+    }
+    let rows = token_ids.into_iter().map(|row| RowInput::Tokens(row.ids));
+    Ok((rows.collect(), "token_ids"))
+}
+
+fn check_confidence(least: f32) -> Result<(), RequestError> {
+    if (0.0..=1.0).contains(&least) {
+        return Ok(());
+    }
+    Err(RequestError::invalid("min_confidence", least, "0 to 1"))
+}

@@ -1,0 +1,112 @@
+//! The gRPC listener: which services it has and how it treats connections.
+
+mod duplex;
+mod health;
+mod inference;
+mod oip;
+
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, sync::watch};
+use tonic::{
+    codec::CompressionEncoding,
+    transport::{Server, server::TcpIncoming},
+};
+
+use crate::{
+    admission::Admission,
+    api::proto::{
+        DESCRIPTORS, ferry::v1::inference_server::InferenceServer,
+        inference::grpc_inference_service_server::GrpcInferenceServiceServer,
+    },
+    config::server::GrpcConfig,
+    telemetry::Metrics,
+};
+
+/// What the services share.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// The gate to the models.
+    pub admission: Arc<Admission>,
+    /// Where requests are counted.
+    pub metrics: Metrics,
+    /// Whether the models to be served have been loaded.
+    pub started: watch::Receiver<bool>,
+    /// Becomes true when streams are to end.
+    pub closing: watch::Receiver<bool>,
+    /// Requests of one stream that may be in the server at a time.
+    pub max_stream_requests: usize,
+}
+
+impl Shared {
+    /// Whether requests should come here.
+    pub fn is_ready(&self) -> bool {
+        *self.started.borrow() && !self.admission.is_closed()
+    }
+}
+
+/// Why the listener ended.
+pub type ListenError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Serves gRPC on `listener` until `shutdown` is done, then lets what is in flight end.
+///
+/// # Errors
+/// When the services can't be built or the listener fails.
+pub async fn serve(
+    shared: Shared,
+    config: &GrpcConfig,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ListenError> {
+    let inference = GrpcInferenceServiceServer::new(oip::OpenInference::new(shared.clone()))
+        .max_decoding_message_size(config.max_request_bytes)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Zstd)
+        .send_compressed(CompressionEncoding::Gzip)
+        .send_compressed(CompressionEncoding::Zstd);
+    let typed = InferenceServer::new(inference::TypedInference::new(shared.clone()))
+        .max_decoding_message_size(config.max_request_bytes)
+        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Zstd)
+        .send_compressed(CompressionEncoding::Gzip)
+        .send_compressed(CompressionEncoding::Zstd);
+    let reflection_v1 = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let reflection_v1alpha = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1alpha()?;
+
+    let keepalive = Some(config.keepalive_seconds)
+        .filter(|&seconds| seconds > 0)
+        .map(Duration::from_secs);
+    Server::builder()
+        .http2_keepalive_interval(keepalive)
+        .http2_keepalive_timeout(Some(Duration::from_secs(config.keepalive_timeout_seconds)))
+        .max_concurrent_streams(config.max_concurrent_streams)
+        .http2_max_header_list_size(config.max_header_bytes)
+        // A large batch of texts or embeddings shouldn't wait for window updates.
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .add_service(health::serve_health(&shared))
+        .add_service(reflection_v1)
+        .add_service(reflection_v1alpha)
+        .add_service(inference)
+        .add_service(typed)
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            shutdown,
+        )
+        .await?;
+    Ok(())
+}
+
+/// Binds a listener; port 0 takes a free one.
+///
+/// # Errors
+/// When the address is taken or not ours.
+pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}

@@ -1,0 +1,234 @@
+//! From answers to a `ModelInferResponse`: raw little-endian contents, in the order asked for.
+
+use bytes::Bytes;
+use serde_json::json;
+
+use super::{
+    inputs::Wanted,
+    tensors::{DataType, TensorSpec, outputs_of, put_bytes},
+};
+use crate::{
+    admission::AnsweredRow,
+    api::{
+        account::Answered,
+        grpc::inference::shorten,
+        proto::inference::{
+            self as pb, infer_parameter::ParameterChoice, model_infer_response::InferOutputTensor,
+        },
+    },
+    error::RequestError,
+    models::RowOutput,
+    quality::{self, Classified},
+    repository::ServedModel,
+};
+
+/// Encodes the answer. Tensors have no place for the error of a single row, so the first one fails
+/// the request.
+pub fn encode(
+    answered: &Answered,
+    id: String,
+    texts: &[String],
+    wanted: &Wanted,
+) -> Result<pb::ModelInferResponse, RequestError> {
+    let model = &answered.model;
+    let rows: Vec<&AnsweredRow> = answered
+        .rows
+        .iter()
+        .map(|row| row.as_ref().map_err(Clone::clone))
+        .collect::<Result<_, _>>()?;
+    let columns = Columns::of(model, &rows, texts, wanted.dimensions)?;
+    let specs = outputs_of(model);
+    let all: Vec<(String, usize)>;
+    let names = if wanted.outputs.is_empty() {
+        all = specs.iter().map(|spec| (spec.name.to_owned(), 0)).collect();
+        &all
+    } else {
+        &wanted.outputs
+    };
+    let mut outputs = Vec::with_capacity(names.len());
+    let mut contents = Vec::with_capacity(names.len());
+    for (name, classes) in names {
+        let Some(spec) = specs.iter().find(|spec| spec.name == name) else {
+            continue;
+        };
+        let (datatype, width, raw) = if *classes > 0 {
+            columns.top_classes(spec, model, *classes)
+        } else {
+            columns.tensor(spec)
+        };
+        outputs.push(InferOutputTensor {
+            name: name.clone(),
+            datatype: datatype.name().to_owned(),
+            shape: vec![rows.len() as i64, width as i64],
+            ..InferOutputTensor::default()
+        });
+        contents.push(Bytes::from(raw));
+    }
+    let microseconds = |time: std::time::Duration| pb::InferParameter {
+        parameter_choice: Some(ParameterChoice::Int64Param(time.as_micros() as i64)),
+    };
+    Ok(pb::ModelInferResponse {
+        model_name: model.name.clone(),
+        model_version: model.version.clone(),
+        id,
+        parameters: [
+            ("queue_us", answered.queue),
+            ("execute_us", answered.execute),
+            ("total_us", answered.received.elapsed()),
+        ]
+        .into_iter()
+        .map(|(name, time)| (name.to_owned(), microseconds(time)))
+        .collect(),
+        outputs,
+        raw_output_contents: contents,
+    })
+}
+
+/// The answers by what the outputs are made of.
+struct Columns<'a> {
+    rows: &'a [&'a AnsweredRow],
+    /// Embeddings, probabilities or `[score]`, by row.
+    values: Vec<Vec<f32>>,
+    classified: Vec<Classified>,
+    labels: &'a [String],
+    entities: Vec<String>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(
+        model: &'a ServedModel,
+        rows: &'a [&'a AnsweredRow],
+        texts: &[String],
+        dimensions: u32,
+    ) -> Result<Self, RequestError> {
+        let mut columns = Self {
+            rows,
+            values: Vec::with_capacity(rows.len()),
+            classified: Vec::new(),
+            labels: &model.labels,
+            entities: Vec::new(),
+        };
+        for (at, row) in rows.iter().enumerate() {
+            match &row.answer.output {
+                RowOutput::Embedding(values) => columns.values.push(shorten(values, dimensions)?),
+                RowOutput::Logits(logits) if model.task() == crate::config::Task::Rerank => {
+                    let logit = logits.first().copied().unwrap_or_default();
+                    columns.values.push(vec![quality::sigmoid(logit), logit]);
+                }
+                RowOutput::Logits(logits) => {
+                    let classified = quality::classify(logits, model.activation);
+                    columns.values.push(classified.probabilities.clone());
+                    columns.classified.push(classified);
+                }
+                RowOutput::TokenLogits { values, .. } => {
+                    let text = texts.get(at).map_or("", String::as_str);
+                    columns.entities.push(entities(model, row, values, text));
+                }
+            }
+        }
+        Ok(columns)
+    }
+
+    /// Type, width and raw contents of one output.
+    fn tensor(&self, spec: &TensorSpec) -> (DataType, usize, Vec<u8>) {
+        let mut raw = Vec::new();
+        let mut width = 1;
+        match spec.name {
+            "EMBEDDING" | "SCORES" => {
+                width = self.values.first().map_or(0, Vec::len);
+                self.put_floats(&mut raw, |values| values);
+            }
+            "SCORE" => self.put_floats(&mut raw, |values| &values[..1]),
+            "LOGIT" => self.put_floats(&mut raw, |values| &values[1..]),
+            "CONFIDENCE" => {
+                for row in &self.classified {
+                    raw.extend_from_slice(&row.confidence.to_le_bytes());
+                }
+            }
+            "LABEL" => {
+                for row in &self.classified {
+                    let best = row.ranking.first().and_then(|&best| self.labels.get(best));
+                    put_bytes(&mut raw, best.map_or(&[], |label| label.as_bytes()));
+                }
+            }
+            "ENTITIES" => {
+                for row in &self.entities {
+                    put_bytes(&mut raw, row.as_bytes());
+                }
+            }
+            "TOKEN_COUNT" => {
+                for row in self.rows {
+                    raw.extend_from_slice(&(row.tokens as i32).to_le_bytes());
+                }
+            }
+            "TRUNCATED" => raw.extend(self.rows.iter().map(|row| u8::from(row.encoded.truncated))),
+            other => debug_assert!(false, "no contents for output {other}"),
+        }
+        (spec.datatype, width, raw)
+    }
+
+    /// Triton's classification extension: the best values as `value:index[:label]`.
+    fn top_classes(
+        &self,
+        spec: &TensorSpec,
+        model: &ServedModel,
+        classes: usize,
+    ) -> (DataType, usize, Vec<u8>) {
+        let mut raw = Vec::new();
+        let mut width = 0;
+        for (row, values) in self.values.iter().enumerate() {
+            let confidence;
+            let values = match spec.name {
+                "SCORE" => &values[..1],
+                "LOGIT" => &values[1..],
+                "CONFIDENCE" => {
+                    confidence = [self.classified.get(row).map_or(0.0, |row| row.confidence)];
+                    &confidence
+                }
+                _ => values.as_slice(),
+            };
+            let mut ranking: Vec<usize> = (0..values.len()).collect();
+            ranking.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+            ranking.truncate(classes);
+            width = ranking.len();
+            for index in ranking {
+                let label = match (spec.name, model.labels.get(index)) {
+                    ("SCORES", Some(label)) => format!(":{label}"),
+                    _ => String::new(),
+                };
+                let element = format!("{:.6}:{index}{label}", values[index]);
+                put_bytes(&mut raw, element.as_bytes());
+            }
+        }
+        (DataType::Bytes, width, raw)
+    }
+
+    fn put_floats(&self, raw: &mut Vec<u8>, part: impl Fn(&[f32]) -> &[f32]) {
+        for values in &self.values {
+            for value in part(values) {
+                raw.extend_from_slice(&value.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// A row's spans as JSON; `start` and `end` count characters.
+fn entities(model: &ServedModel, row: &AnsweredRow, logits: &[f32], text: &str) -> String {
+    let encoded = &row.encoded;
+    let spans =
+        quality::label_spans(logits, &model.labels, &encoded.offsets, &encoded.words);
+    let characters = |at: usize| text.char_indices().take_while(|(byte, _)| *byte < at).count();
+    let spans: Vec<_> = spans
+        .into_iter()
+        .map(|span| {
+            json!({
+                "label": span.label,
+                "start": characters(span.start),
+                "end": characters(span.end),
+                "text": text.get(span.start..span.end).unwrap_or_default(),
+                "confidence": span.confidence,
+            })
+        })
+        .collect();
+    serde_json::Value::from(spans).to_string()
+}

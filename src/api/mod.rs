@@ -1,0 +1,12 @@
+//! Protocol in, protocol out: the Open Inference Protocol, Ferry's typed service, health,
+//! reflection and the HTTP side. No decisions here: decode, call, encode.
+
+pub mod codec;
+mod account;
+mod context;
+pub mod grpc;
+pub mod http;
+pub mod proto;
+pub mod status;
+
+pub use account::{Answered, answer_call};

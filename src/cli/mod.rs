@@ -1,0 +1,59 @@
+//! The command line: one file a command.
+
+mod bench;
+mod fetch;
+mod inspect;
+mod load_client;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A batching inference server.
+#[derive(Debug, Parser)]
+#[command(name = "ferry", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve models over gRPC and HTTP.
+    Serve(serve::Serve),
+    /// Tell what a model is made of, without loading it.
+    Inspect(inspect::Inspect),
+    /// Bring a model's files from the Hugging Face Hub.
+    Fetch(fetch::Fetch),
+    /// Measure a model in process and served over gRPC.
+    Bench(bench::Bench),
+}
+
+/// Why a command failed, for people.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs the command line. Errors go to standard error and exit with 1.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(command) => command.run(),
+        Command::Inspect(command) => command.run(),
+        Command::Fetch(command) => command.run(),
+        Command::Bench(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ferry: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The runtime of the I/O threads.
+fn io_runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("io")
+        .build()
+}

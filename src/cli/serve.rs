@@ -1,0 +1,149 @@
+//! `ferry serve`: reads the configuration, starts the server, ends it on SIGTERM or SIGINT.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Failure, io_runtime};
+use crate::{
+    config::{ServerConfig, server::LogFormat},
+    server::Server,
+    telemetry::logs,
+};
+
+/// Serve models over gRPC and HTTP. Flags win over environment variables, and these over the file.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Configuration file (ferry.toml); without one the defaults hold.
+    #[arg(long, value_name = "FILE", env = "FERRY_CONFIG")]
+    config: Option<PathBuf>,
+    /// The models folder.
+    #[arg(long, value_name = "DIR", env = "FERRY_MODELS")]
+    models: Option<PathBuf>,
+    /// Serve only this model; may be given more than once.
+    #[arg(long = "model", value_name = "NAME")]
+    only: Vec<String>,
+    /// gRPC port; 0 takes a free one.
+    #[arg(long, value_name = "PORT", env = "FERRY_GRPC_PORT")]
+    grpc_port: Option<u16>,
+    /// HTTP port; 0 takes a free one.
+    #[arg(long, value_name = "PORT", env = "FERRY_HTTP_PORT")]
+    http_port: Option<u16>,
+    /// Address to listen on, for gRPC and HTTP.
+    #[arg(long, value_name = "ADDRESS", env = "FERRY_HOST")]
+    host: Option<std::net::IpAddr>,
+    /// What to log: a level or tracing directives.
+    #[arg(long, value_name = "FILTER", env = "FERRY_LOG")]
+    log: Option<String>,
+    /// Print the configuration in force and exit.
+    #[arg(long)]
+    print_config: bool,
+}
+
+impl Serve {
+    pub fn run(self) -> Result<(), Failure> {
+        let print = self.print_config;
+        let config = self.configure()?;
+        if print {
+            print!("{}", toml::to_string(&config)?);
+            return Ok(());
+        }
+        logs::start(&config.log.filter, config.log.format == LogFormat::Json)?;
+        io_runtime()?.block_on(serve(config))
+    }
+
+    fn configure(self) -> Result<ServerConfig, Failure> {
+        let mut config = match &self.config {
+            Some(path) => ServerConfig::read(path)?,
+            None => ServerConfig::default(),
+        };
+        if let Some(models) = self.models {
+            config.models.directory = models;
+        }
+        if !self.only.is_empty() {
+            config.models.serve = self.only;
+        }
+        if let Some(port) = self.grpc_port {
+            config.grpc.port = port;
+        }
+        if let Some(port) = self.http_port {
+            config.http.port = port;
+        }
+        if let Some(host) = self.host {
+            config.grpc.host = host;
+            config.http.host = host;
+        }
+        if let Some(filter) = self.log {
+            config.log.filter = filter;
+        }
+        Ok(config)
+    }
+}
+
+async fn serve(config: ServerConfig) -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let require_all = config.models.require_all;
+    let mut server = Server::start(config).await?;
+    tracing::info!(
+        grpc = %server.grpc_address,
+        http = %server.http_address,
+        "listening; loading models"
+    );
+    let stopped = tokio::select! {
+        _ = terminate.recv() => true,
+        _ = interrupt.recv() => true,
+        ready = server.loaded() => {
+            announce(&server, ready, require_all)?;
+            false
+        }
+    };
+    if !stopped {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
+    if server.shut_down().await {
+        Ok(())
+    } else {
+        Err("not every accepted request could be answered before the drain limit".into())
+    }
+}
+
+/// Says what is served and gives a call to try.
+fn announce(server: &Server, ready: usize, require_all: bool) -> Result<(), Failure> {
+    use crate::{config::Task, repository::ModelState};
+    let mut failed = 0;
+    for standing in server.repository().standings() {
+        if let ModelState::Unavailable { reason } = standing.state {
+            failed += usize::from(standing.version.is_some());
+            tracing::warn!(model = standing.name, reason, "not served");
+        }
+    }
+    if require_all && failed > 0 {
+        return Err(format!("{failed} models failed to load and models.require_all is set").into());
+    }
+    if ready == 0 {
+        return Err(
+            "no model is ready; bring some with `python3 models/fetch.py` and see the log above"
+                .into(),
+        );
+    }
+    tracing::info!(models = ready, grpc = %server.grpc_address, http = %server.http_address, "serving");
+    let models = server.repository().ready();
+    let Some(model) = models.iter().find(|model| model.task() == Task::Embed) else {
+        return Ok(());
+    };
+    let port = server.grpc_address.port();
+    println!("\nTry it:");
+    println!(
+        "  grpcurl -plaintext -d '{{\"options\":{{\"model\":\"{}\"}},\"texts\":[\"All aboard!\"]}}' \
+         localhost:{port} ferry.v1.Inference/Embed",
+        model.name
+    );
+    println!("or, with nothing but pip install grpcio grpcio-reflection protobuf:");
+    println!("  python3 docs/examples/embed.py --port {port} \"All aboard!\"\n");
+    Ok(())
+}

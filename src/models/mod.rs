@@ -1,0 +1,26 @@
+//! Model definitions and weight loading: from a directory of files to a forward pass over packed
+//! batches.
+//!
+//! [`EncoderModel::load`] reads `config.json` into an [`EncoderSpec`], derives from it every tensor
+//! that the model needs, checks the checkpoint's header against that list, and only then reads
+//! weights. Files are hostile input: what is wrong with them is a [`LoadError`], never a panic.
+
+pub mod encoder;
+pub mod error;
+pub mod heads;
+pub mod inspect;
+pub mod packed;
+pub mod spec;
+pub mod weights;
+
+mod plan;
+
+#[cfg(test)]
+mod testing;
+
+pub use encoder::{EncoderModel, LoadOptions};
+pub use error::{ForwardError, LoadError};
+pub use heads::{Head, RowOutput};
+pub use inspect::ModelSummary;
+pub use packed::PackedBatch;
+pub use spec::{EncoderSpec, Family};

@@ -1,0 +1,413 @@
+//! What `config.json` says about an encoder, read with suspicion: every number is bounded here, so
+//! that the rest of the loader may multiply them without thought.
+
+use std::fs::File;
+use std::io::Read;
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::error::LoadError;
+use crate::ops::Activation;
+
+/// A config is a few kilobytes; one with 100 000 labels is some megabytes.
+pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
+const MAX_LABELS: usize = 100_000;
+
+/// Who named the tensors and shaped the classification head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// BERT and what is stored like it.
+    Bert,
+    /// RoBERTa, XLM-RoBERTa, CamemBERT.
+    Roberta,
+    /// DistilBERT.
+    DistilBert,
+}
+
+/// The shape of a post-norm encoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncoderSpec {
+    /// Tensor names and head shape.
+    pub family: Family,
+    /// `model_type`, as in the file.
+    pub model_type: String,
+    /// `architectures`, as in the file; may be empty.
+    pub architectures: Vec<String>,
+    /// Features of a token.
+    pub hidden: usize,
+    /// Encoder layers.
+    pub layers: usize,
+    /// Attention heads; `hidden` is a multiple.
+    pub heads: usize,
+    /// Features inside the feed-forward block.
+    pub intermediate: usize,
+    /// Token ids are below this.
+    pub vocabulary: usize,
+    /// Rows of the position table.
+    pub positions: usize,
+    /// Position of a row's first token: 0, or `padding_idx + 1` in the RoBERTa family.
+    pub position_offset: usize,
+    /// Token types are below this; 0 where the family has none.
+    pub type_vocabulary: usize,
+    /// `ε` of all layer norms.
+    pub norm_epsilon: f32,
+    /// Activation of the feed-forward block.
+    pub activation: Activation,
+    /// Label names by index, from `id2label` or `num_labels`. transformers leaves both out when
+    /// there are two labels without names, so that is what their absence means.
+    pub labels: Vec<String>,
+    /// `problem_type`, as in the file.
+    pub problem_type: Option<String>,
+}
+
+impl EncoderSpec {
+    /// Reads `config.json` in `dir`.
+    ///
+    /// # Errors
+    /// If the file cannot be read or describes something that is not supported; the error names
+    /// the key.
+    pub fn read(dir: &Path) -> Result<Self, LoadError> {
+        let path = dir.join("config.json");
+        let json = read_json(&path, MAX_CONFIG_BYTES)?;
+        Self::from_json(&json)
+    }
+
+    /// From the parsed `config.json`.
+    ///
+    /// # Errors
+    /// As [`EncoderSpec::read`].
+    pub fn from_json(json: &Map<String, Value>) -> Result<Self, LoadError> {
+        let config = Config(json);
+        let model_type = config.text("model_type")?;
+        let family = match model_type {
+            "bert" => Family::Bert,
+            "roberta" | "xlm-roberta" | "camembert" => Family::Roberta,
+            "distilbert" => Family::DistilBert,
+            _ => {
+                return Err(config.unsupported(
+                    "model_type",
+                    "bert, roberta, xlm-roberta, camembert, distilbert",
+                ));
+            }
+        };
+        config.require("position_embedding_type", &Value::from("absolute"))?;
+        config.require("is_decoder", &Value::from(false))?;
+        config.require("add_cross_attention", &Value::from(false))?;
+
+        let distil = family == Family::DistilBert;
+        let key = |bert, distilbert| if distil { distilbert } else { bert };
+        let hidden = config.count(key("hidden_size", "dim"), 1..=16_384)?;
+        let heads_key = key("num_attention_heads", "n_heads");
+        let heads = config.count(heads_key, 1..=hidden)?;
+        if hidden % heads != 0 {
+            return Err(config.unsupported(heads_key, &format!("a divisor of {hidden}")));
+        }
+        let positions = config.count("max_position_embeddings", 1..=1 << 20)?;
+        let position_offset = match family {
+            Family::Roberta => 1 + config.count_or("pad_token_id", 0..=positions, 1)?,
+            Family::Bert | Family::DistilBert => 0,
+        };
+        if position_offset >= positions {
+            return Err(config.unsupported(
+                "max_position_embeddings",
+                &format!("more than pad_token_id + 1, {position_offset}"),
+            ));
+        }
+        Ok(Self {
+            family,
+            model_type: model_type.to_owned(),
+            architectures: config.texts("architectures")?,
+            hidden,
+            layers: config.count(key("num_hidden_layers", "n_layers"), 1..=512)?,
+            heads,
+            intermediate: config.count(key("intermediate_size", "hidden_dim"), 1..=262_144)?,
+            vocabulary: config.count("vocab_size", 1..=1 << 24)?,
+            positions,
+            position_offset,
+            type_vocabulary: if distil {
+                0
+            } else {
+                config.count_or("type_vocab_size", 0..=1024, 2)?
+            },
+            norm_epsilon: config.epsilon("layer_norm_eps")?,
+            activation: config.activation(key("hidden_act", "activation"))?,
+            labels: config.labels()?,
+            problem_type: config.optional_text("problem_type")?.map(str::to_owned),
+        })
+    }
+
+    /// Tokens that a row may have, special tokens included.
+    pub fn max_tokens(&self) -> usize {
+        self.positions - self.position_offset
+    }
+
+    /// Dimension of one attention head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden / self.heads
+    }
+}
+
+/// Reads a file of at most `limit` bytes that holds one JSON object.
+pub(crate) fn read_json(path: &Path, limit: u64) -> Result<Map<String, Value>, LoadError> {
+    let io = |source| LoadError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let syntax = |reason: String| LoadError::Syntax {
+        path: path.to_owned(),
+        reason,
+    };
+    let mut text = Vec::new();
+    let file = File::open(path).map_err(io)?;
+    file.take(limit + 1).read_to_end(&mut text).map_err(io)?;
+    if text.len() as u64 > limit {
+        return Err(syntax(format!("larger than {limit} bytes")));
+    }
+    serde_json::from_slice(&text).map_err(|error| syntax(error.to_string()))
+}
+
+/// Typed and bounded access to the keys of a config; `null` counts as absent.
+struct Config<'a>(&'a Map<String, Value>);
+
+impl<'a> Config<'a> {
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The error for the value that `key` has.
+    fn unsupported(&self, key: &str, supported: &str) -> LoadError {
+        let found = self
+            .get(key)
+            .map_or_else(|| "missing".to_owned(), |value| shorten(&value.to_string()));
+        LoadError::Config {
+            key: key.to_owned(),
+            found,
+            supported: supported.to_owned(),
+        }
+    }
+
+    /// Accepts an absent key or exactly this value.
+    fn require(&self, key: &str, value: &Value) -> Result<(), LoadError> {
+        match self.get(key) {
+            Some(found) if found != value => Err(self.unsupported(key, &value.to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    fn optional_text(&self, key: &str) -> Result<Option<&'a str>, LoadError> {
+        self.get(key)
+            .map(|value| {
+                value
+                    .as_str()
+                    .ok_or_else(|| self.unsupported(key, "a string"))
+            })
+            .transpose()
+    }
+
+    fn text(&self, key: &str) -> Result<&'a str, LoadError> {
+        self.optional_text(key)?
+            .ok_or_else(|| self.unsupported(key, "a string"))
+    }
+
+    fn texts(&self, key: &str) -> Result<Vec<String>, LoadError> {
+        let error = || self.unsupported(key, "a list of strings");
+        let Some(value) = self.get(key) else {
+            return Ok(Vec::new());
+        };
+        let list = value.as_array().ok_or_else(error)?;
+        list.iter()
+            .map(|item| item.as_str().map(str::to_owned).ok_or_else(error))
+            .collect()
+    }
+
+    fn count(&self, key: &str, range: RangeInclusive<usize>) -> Result<usize, LoadError> {
+        self.get(key)
+            .and_then(Value::as_u64)
+            .and_then(|value| usize::try_from(value).ok())
+            .filter(|value| range.contains(value))
+            .ok_or_else(|| {
+                let (least, most) = (range.start(), range.end());
+                self.unsupported(key, &format!("a whole number from {least} to {most}"))
+            })
+    }
+
+    fn count_or(
+        &self,
+        key: &str,
+        range: RangeInclusive<usize>,
+        default: usize,
+    ) -> Result<usize, LoadError> {
+        match self.get(key) {
+            Some(_) => self.count(key, range),
+            None => Ok(default),
+        }
+    }
+
+    /// `ε`; 1e-12, the default of all families, where the config has none.
+    fn epsilon(&self, key: &str) -> Result<f32, LoadError> {
+        let Some(value) = self.get(key) else {
+            return Ok(1e-12);
+        };
+        match value.as_f64() {
+            Some(epsilon) if (0.0..=1.0).contains(&epsilon) => Ok(epsilon as f32),
+            _ => Err(self.unsupported(key, "a number from 0 to 1")),
+        }
+    }
+
+    fn activation(&self, key: &str) -> Result<Activation, LoadError> {
+        Ok(match self.optional_text(key)?.unwrap_or("gelu") {
+            "gelu" | "gelu_python" => Activation::Gelu,
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Activation::GeluTanh,
+            "relu" => Activation::Relu,
+            "tanh" => Activation::Tanh,
+            _ => {
+                return Err(self.unsupported(
+                    key,
+                    "gelu, gelu_python, gelu_new, gelu_fast, gelu_pytorch_tanh, relu, tanh",
+                ));
+            }
+        })
+    }
+
+    /// `id2label` with the keys "0" to "n − 1", or `num_labels` made-up names.
+    fn labels(&self) -> Result<Vec<String>, LoadError> {
+        let count = self
+            .get("num_labels")
+            .map(|_| self.count("num_labels", 1..=MAX_LABELS))
+            .transpose()?;
+        let Some(names) = self.get("id2label") else {
+            return Ok((0..count.unwrap_or(2))
+                .map(|i| format!("LABEL_{i}"))
+                .collect());
+        };
+        let expected = match count {
+            Some(count) => format!("an object with the keys \"0\" to \"{}\"", count - 1),
+            None => "an object from \"0\", \"1\", … to names".to_owned(),
+        };
+        let error = || self.unsupported("id2label", &expected);
+        let names = names.as_object().ok_or_else(error)?;
+        if names.is_empty() || names.len() > MAX_LABELS {
+            return Err(error());
+        }
+        if count.is_some_and(|count| count != names.len()) {
+            return Err(error());
+        }
+        (0..names.len())
+            .map(|i| match names.get(&i.to_string()) {
+                Some(Value::String(name)) => Ok(name.clone()),
+                Some(Value::Number(number)) => Ok(number.to_string()),
+                _ => Err(error()),
+            })
+            .collect()
+    }
+}
+
+/// Keeps an error line readable when the value is a megabyte.
+fn shorten(text: &str) -> String {
+    const LIMIT: usize = 80;
+    match text.char_indices().nth(LIMIT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn bert() -> Value {
+        json!({
+            "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 100,
+            "max_position_embeddings": 16, "hidden_act": "gelu"
+        })
+    }
+
+    /// Reads `base` with one key replaced, or removed where the value is null.
+    fn read(mut base: Value, key: &str, value: Value) -> Result<EncoderSpec, LoadError> {
+        base[key] = value;
+        EncoderSpec::from_json(base.as_object().expect("an object"))
+    }
+
+    #[test]
+    fn a_bert_config_is_read() -> Result<(), LoadError> {
+        let spec = read(bert(), "id2label", json!({"1": "yes", "0": "no"}))?;
+        assert_eq!(
+            (spec.hidden, spec.head_dim(), spec.max_tokens()),
+            (32, 8, 16)
+        );
+        assert_eq!(spec.labels, ["no", "yes"]);
+        assert_eq!(spec.type_vocabulary, 2);
+        Ok(())
+    }
+
+    #[test]
+    fn roberta_positions_begin_after_the_padding_index() -> Result<(), LoadError> {
+        let mut config = bert();
+        config["pad_token_id"] = json!(1);
+        let spec = read(config, "model_type", json!("xlm-roberta"))?;
+        assert_eq!((spec.position_offset, spec.max_tokens()), (2, 14));
+        Ok(())
+    }
+
+    #[test]
+    fn hostile_values_are_refused_with_their_key() {
+        let cases = [
+            ("model_type", json!("gpt2")),
+            ("model_type", json!(null)),
+            ("hidden_size", json!(0)),
+            ("hidden_size", json!(-1)),
+            ("hidden_size", json!(1e300)),
+            ("hidden_size", json!("32")),
+            ("hidden_size", json!(18_446_744_073_709_551_615_u64)),
+            ("num_attention_heads", json!(0)),
+            ("num_attention_heads", json!(5)),
+            ("num_attention_heads", json!(33)),
+            ("num_hidden_layers", json!(4_000_000_000_u64)),
+            ("intermediate_size", json!(0)),
+            ("vocab_size", json!(1_u64 << 40)),
+            ("max_position_embeddings", json!(0)),
+            ("type_vocab_size", json!(1_000_000)),
+            ("layer_norm_eps", json!(-1.0)),
+            ("layer_norm_eps", json!("small")),
+            ("hidden_act", json!("swiglu")),
+            ("hidden_act", json!(["gelu"])),
+            ("position_embedding_type", json!("relative_key")),
+            ("is_decoder", json!(true)),
+            ("is_decoder", json!("yes")),
+            ("architectures", json!("BertModel")),
+            ("id2label", json!({"0": "a", "2": "b"})),
+            ("id2label", json!({})),
+            ("num_labels", json!(0)),
+            ("num_labels", json!(1_000_000_000)),
+        ];
+        for (key, value) in cases {
+            let error = read(bert(), key, value.clone()).expect_err(key);
+            let LoadError::Config { key: named, .. } = &error else {
+                panic!("{key}: {error}");
+            };
+            assert_eq!(named, key, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_padding_index_beyond_the_positions_is_refused() {
+        for pad in [json!(15), json!(16), json!(u64::MAX)] {
+            let mut config = bert();
+            config["pad_token_id"] = pad;
+            assert!(read(config, "model_type", json!("roberta")).is_err());
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error_not_a_stack_overflow() -> std::io::Result<()> {
+        let dir = super::super::testing::TempDir::new()?;
+        std::fs::write(dir.path().join("config.json"), "[".repeat(1 << 20))?;
+        let error = EncoderSpec::read(dir.path()).expect_err("nested");
+        assert!(matches!(error, LoadError::Syntax { .. }), "{error}");
+        Ok(())
+    }
+}

@@ -1,0 +1,427 @@
+//! Safetensors checkpoints: memory-mapped, checked against the plan by their headers alone, then
+//! read tensor by tensor into f32.
+//!
+//! The mapping lives only while a model loads; afterwards the model owns its weights and the files
+//! may be replaced.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use half::slice::HalfFloatSliceExt;
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+
+use super::error::LoadError;
+use super::plan::{EncoderPlan, LinearPlan, Name, NormPlan, TablePlan, TensorPlan};
+use super::spec::read_json;
+use crate::ops::Linear;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Headers and indexes are some 100 bytes a tensor.
+const MAX_HEADER_BYTES: u64 = 32 << 20;
+const MAX_SHARDS: usize = 1024;
+/// What may stand before a backbone tensor's name: the task models of transformers put their base
+/// model's name there.
+const PREFIXES: [&str; 4] = ["", "bert.", "roberta.", "distilbert."];
+
+/// A tensor as the header describes it.
+#[derive(Debug, Clone)]
+pub struct TensorEntry {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    shard: usize,
+    bytes: Range<usize>,
+}
+
+impl TensorEntry {
+    /// Bytes in the file.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// One checkpoint, in one file or several.
+#[derive(Debug)]
+pub struct Checkpoint {
+    shards: Vec<Mmap>,
+    entries: HashMap<String, TensorEntry>,
+    prefix: &'static str,
+    device: Device,
+    /// Values read so far.
+    parameters: usize,
+}
+
+impl Checkpoint {
+    /// Maps the files in `dir` and reads their headers; no weights. What is read later goes to
+    /// `device`.
+    ///
+    /// # Errors
+    /// If there are no such files, or they are damaged.
+    pub fn open(dir: &Path, device: &Device) -> Result<Self, LoadError> {
+        let mut checkpoint = Self {
+            shards: Vec::new(),
+            entries: HashMap::new(),
+            prefix: "",
+            device: device.clone(),
+            parameters: 0,
+        };
+        if dir.join(SINGLE).is_file() {
+            checkpoint.add_shard(&dir.join(SINGLE), None)?;
+        } else if dir.join(INDEX).is_file() {
+            for (file, tensors) in read_index(dir)? {
+                checkpoint.add_shard(&file, Some(&tensors))?;
+            }
+        } else {
+            return Err(LoadError::NoWeights {
+                dir: dir.to_owned(),
+            });
+        }
+        checkpoint.prefix = PREFIXES
+            .into_iter()
+            .find(|prefix| {
+                let name = format!("{prefix}embeddings.word_embeddings.weight");
+                checkpoint.entries.contains_key(&name)
+            })
+            .unwrap_or("");
+        Ok(checkpoint)
+    }
+
+    /// All tensors of the files, by name.
+    pub fn entries(&self) -> &HashMap<String, TensorEntry> {
+        &self.entries
+    }
+
+    /// Checks that every tensor of the plan is there, with its shape and a type that can be read.
+    /// Returns the names of those that the plan does not use.
+    pub(crate) fn check(&self, plan: &EncoderPlan) -> Result<Vec<String>, LoadError> {
+        let mut unused: BTreeSet<&str> = self.entries.keys().map(String::as_str).collect();
+        for tensor in plan.tensors() {
+            let (name, _) = self.find(&tensor)?;
+            unused.remove(name);
+        }
+        Ok(unused.into_iter().map(str::to_owned).collect())
+    }
+
+    /// Values read so far.
+    pub(crate) fn parameters(&self) -> usize {
+        self.parameters
+    }
+
+    pub(crate) fn table(&mut self, plan: &TablePlan) -> Result<Tensor, LoadError> {
+        self.tensor(&plan.tensor())
+    }
+
+    /// Gain and offset of a layer norm.
+    pub(crate) fn norm(&mut self, plan: &NormPlan) -> Result<[Tensor; 2], LoadError> {
+        let [weight, bias] = plan.tensors();
+        Ok([self.tensor(&weight)?, self.tensor(&bias)?])
+    }
+
+    /// A linear whose bias the next op adds.
+    pub(crate) fn linear(&mut self, plan: &LinearPlan) -> Result<Linear, LoadError> {
+        self.fused_linear(&[plan])
+    }
+
+    pub(crate) fn linear_with_bias(&mut self, plan: &LinearPlan) -> Result<Linear, LoadError> {
+        let weight = self.stack(&[&plan.tensors()[0]])?;
+        let bias = self.bias(plan)?;
+        Ok(Linear::new(&weight, Some(bias))?)
+    }
+
+    pub(crate) fn bias(&mut self, plan: &LinearPlan) -> Result<Tensor, LoadError> {
+        self.fused_bias(&[plan])
+    }
+
+    /// Linears of the same input side by side as one, without bias.
+    pub(crate) fn fused_linear(&mut self, plans: &[&LinearPlan]) -> Result<Linear, LoadError> {
+        let weights: Vec<TensorPlan> = plans.iter().map(|plan| plan.tensors()[0].clone()).collect();
+        let weight = self.stack(&weights.iter().collect::<Vec<_>>())?;
+        Ok(Linear::new(&weight, None)?)
+    }
+
+    /// The biases of the same, one after the other.
+    pub(crate) fn fused_bias(&mut self, plans: &[&LinearPlan]) -> Result<Tensor, LoadError> {
+        let biases: Vec<TensorPlan> = plans.iter().map(|plan| plan.tensors()[1].clone()).collect();
+        self.stack(&biases.iter().collect::<Vec<_>>())
+    }
+
+    fn tensor(&mut self, plan: &TensorPlan) -> Result<Tensor, LoadError> {
+        self.stack(&[plan])
+    }
+
+    /// Reads tensors that agree in all but their first dimension, one after the other.
+    fn stack(&mut self, plans: &[&TensorPlan]) -> Result<Tensor, LoadError> {
+        let total = plans
+            .iter()
+            .map(|p| p.shape.iter().product::<usize>())
+            .sum();
+        let mut values = Vec::with_capacity(total);
+        let mut shape = Vec::new();
+        for plan in plans {
+            let (name, entry) = self.find(plan)?;
+            self.append_f32(name, entry, &mut values)?;
+            if shape.is_empty() {
+                shape.clone_from(&plan.shape);
+            } else {
+                shape[0] += plan.shape[0];
+            }
+        }
+        self.parameters += values.len();
+        Ok(Tensor::from_vec(values, shape, &self.device)?)
+    }
+
+    /// The tensor of the plan under whichever name the files have it.
+    fn find(&self, plan: &TensorPlan) -> Result<(&str, &TensorEntry), LoadError> {
+        let (prefix, module) = match &plan.module {
+            Name::Backbone(module) => (self.prefix, module.as_str()),
+            Name::Head(module) => ("", *module),
+        };
+        let name = format!("{prefix}{module}.{}", plan.leaf);
+        let legacy = plan
+            .legacy_leaf
+            .map(|leaf| format!("{prefix}{module}.{leaf}"));
+        let found = self.entries.get_key_value(&name).or_else(|| {
+            let legacy = legacy.as_ref()?;
+            self.entries.get_key_value(legacy)
+        });
+        let Some((found, entry)) = found else {
+            return Err(LoadError::MissingTensor {
+                why: match legacy {
+                    Some(legacy) => format!("nor is there {legacy}"),
+                    None => format!("the checkpoint has {} tensors", self.entries.len()),
+                },
+                name,
+                expected: plan.shape.clone(),
+            });
+        };
+        if entry.shape != plan.shape {
+            return Err(LoadError::Shape {
+                name: found.clone(),
+                found: entry.shape.clone(),
+                expected: plan.shape.clone(),
+            });
+        }
+        if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(LoadError::Dtype {
+                name: found.clone(),
+                found: format!("{:?}", entry.dtype),
+            });
+        }
+        Ok((found, entry))
+    }
+
+    /// Decodes a tensor to the end of `values`; refuses NaN and infinity.
+    fn append_f32(
+        &self,
+        name: &str,
+        entry: &TensorEntry,
+        values: &mut Vec<f32>,
+    ) -> Result<(), LoadError> {
+        let bytes = &self.shards[entry.shard][entry.bytes.clone()];
+        let begin = values.len();
+        // Safetensors is little-endian and need not be aligned, hence no cast of the slice.
+        match entry.dtype {
+            Dtype::F32 => {
+                values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)));
+            }
+            Dtype::F16 => {
+                let halves = bytes
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .map(|b| half::f16::from_le_bytes(*b));
+                let halves: Vec<half::f16> = halves.collect();
+                values.resize(begin + halves.len(), 0.0);
+                halves.convert_to_f32_slice(&mut values[begin..]);
+            }
+            Dtype::BF16 => {
+                let halves = bytes.as_chunks().0.iter();
+                values.extend(halves.map(|b| half::bf16::from_le_bytes(*b).to_f32()));
+            }
+            other => {
+                return Err(LoadError::Dtype {
+                    name: name.to_owned(),
+                    found: format!("{other:?}"),
+                });
+            }
+        }
+        match values[begin..].iter().position(|value| !value.is_finite()) {
+            Some(index) => Err(LoadError::NonFinite {
+                name: name.to_owned(),
+                index,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Maps a file and enters its tensors; if it is part of an index, exactly those that the index
+    /// puts there.
+    fn add_shard(&mut self, path: &Path, wanted: Option<&[String]>) -> Result<(), LoadError> {
+        let io = |source| LoadError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let header = |reason: String| LoadError::Header {
+            path: path.to_owned(),
+            reason,
+        };
+        let file = File::open(path).map_err(io)?;
+        // SAFETY: the map is read-only and a version's files do not change while it loads (the
+        // repository swaps directories, it does not write into them). A file that is cut short
+        // meanwhile would end the process with SIGBUS, it could not corrupt it.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let declared = map.first_chunk().map(|size| u64::from_le_bytes(*size));
+        if declared.is_some_and(|size| size > MAX_HEADER_BYTES) {
+            return Err(header(format!(
+                "header larger than {MAX_HEADER_BYTES} bytes"
+            )));
+        }
+        let (size, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|error| header(error.to_string()))?;
+        let data = 8 + size;
+        let shard = self.shards.len();
+        let mut tensors = metadata.tensors();
+        let entry = |info: &safetensors::tensor::TensorInfo| TensorEntry {
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            shard,
+            bytes: data + info.data_offsets.0..data + info.data_offsets.1,
+        };
+        match wanted {
+            None => {
+                let all = tensors.into_iter().map(|(name, info)| (name, entry(info)));
+                self.entries.extend(all);
+            }
+            Some(names) => {
+                for name in names {
+                    let Some(info) = tensors.remove(name) else {
+                        return Err(header(format!(
+                            "{INDEX} says that {name} is here; it is not"
+                        )));
+                    };
+                    self.entries.insert(name.clone(), entry(info));
+                }
+            }
+        }
+        self.shards.push(map);
+        Ok(())
+    }
+}
+
+/// The shards of an index and the tensors of each, in file order.
+fn read_index(dir: &Path) -> Result<Vec<(PathBuf, Vec<String>)>, LoadError> {
+    let path = dir.join(INDEX);
+    let syntax = |reason: String| LoadError::Syntax {
+        path: path.clone(),
+        reason,
+    };
+    let index = read_json(&path, MAX_HEADER_BYTES)?;
+    let map = index.get("weight_map").and_then(|map| map.as_object());
+    let map = map.ok_or_else(|| syntax("no weight_map".to_owned()))?;
+    let mut files: HashMap<&str, Vec<String>> = HashMap::new();
+    for (tensor, file) in map {
+        let file = file
+            .as_str()
+            .filter(|file| is_plain_file_name(file))
+            .ok_or_else(|| syntax(format!("the file of {tensor} is {file}, not a file name")))?;
+        files.entry(file).or_default().push(tensor.clone());
+    }
+    if files.len() > MAX_SHARDS {
+        return Err(syntax(format!(
+            "{} files; supported: {MAX_SHARDS}",
+            files.len()
+        )));
+    }
+    let mut files: Vec<_> = files
+        .into_iter()
+        .map(|(file, tensors)| (dir.join(file), tensors))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+/// An index must not lead out of its directory.
+fn is_plain_file_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    matches!(components.next(), Some(Component::Normal(part)) if part == name)
+        && components.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{TempDir, Tensors, bert_tensors, write_safetensors};
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_index_cannot_lead_out_of_its_directory() {
+        for name in ["../x", "/etc/passwd", "a/b", "", ".", "..", "x/"] {
+            assert!(!is_plain_file_name(name), "{name}");
+        }
+        assert!(is_plain_file_name("model-00001-of-00002.safetensors"));
+    }
+
+    #[test]
+    fn shards_are_read_by_their_index() -> Result<(), Box<dyn std::error::Error>> {
+        let dir = TempDir::new()?;
+        let (mut map, mut parts) = (serde_json::Map::new(), [Tensors::new(), Tensors::new()]);
+        for (i, (name, tensor)) in bert_tensors("").into_iter().enumerate() {
+            map.insert(name.clone(), json!(format!("part-{}", i % 2)));
+            parts[i % 2].insert(name, tensor);
+        }
+        for (i, part) in parts.iter().enumerate() {
+            write_safetensors(&dir.path().join(format!("part-{i}")), part);
+        }
+        let write_index = |map| {
+            let index = json!({"metadata": {}, "weight_map": map}).to_string();
+            std::fs::write(dir.path().join(INDEX), index)
+        };
+        write_index(map.clone())?;
+        let checkpoint = Checkpoint::open(dir.path(), &Device::Cpu)?;
+        assert_eq!(checkpoint.entries().len(), map.len());
+
+        map.insert("ghost".to_owned(), json!("part-0"));
+        write_index(map)?;
+        let error = Checkpoint::open(dir.path(), &Device::Cpu).expect_err("a ghost");
+        assert!(error.to_string().contains("ghost"), "{error}");
+        Ok(())
+    }
+
+    #[test]
+    fn damaged_files_are_errors() -> Result<(), Box<dyn std::error::Error>> {
+        let dir = TempDir::new()?;
+        let error = Checkpoint::open(dir.path(), &Device::Cpu).expect_err("no file");
+        assert!(matches!(error, LoadError::NoWeights { .. }), "{error}");
+
+        let path = dir.path().join(SINGLE);
+        write_safetensors(&path, &bert_tensors(""));
+        let good = std::fs::read(&path)?;
+        let mut lying = good.clone();
+        lying[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        let cut = good[..good.len() - 1].to_vec();
+        for bad in [
+            Vec::new(),
+            good[..7].to_vec(),
+            good[..100].to_vec(),
+            cut,
+            lying,
+        ] {
+            std::fs::write(&path, &bad)?;
+            let error = Checkpoint::open(dir.path(), &Device::Cpu).expect_err("damaged");
+            let named = matches!(error, LoadError::Header { .. } | LoadError::Io { .. });
+            assert!(named, "{error}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,227 @@
+//! The server as a whole: starts every part, and takes it down without losing a request.
+//!
+//! Going down: health says no, admission lets nothing more in, streams stop reading; what was
+//! accepted is answered; then the listeners end. A limit bounds the time.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, task::JoinHandle};
+
+use crate::{
+    admission::Admission,
+    api::{
+        grpc::{self, ListenError, Shared},
+        http,
+    },
+    config::ServerConfig,
+    repository::Repository,
+    telemetry::Metrics,
+    text::CpuPool,
+};
+
+/// Why the server can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address can't be listened on.
+    #[error("can't listen on {address}: {source}; set another {key} or stop what is there")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// The configuration key.
+        key: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The models folder can't be read.
+    #[error("can't read the models folder {}: {source}", folder.display())]
+    Models {
+        /// The folder.
+        folder: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A model that was named is not in the folder.
+    #[error("models.serve names '{name}', which is not in {}", folder.display())]
+    NoSuchModel {
+        /// The name.
+        name: String,
+        /// The folder.
+        folder: std::path::PathBuf,
+    },
+    /// A thread or socket was refused by the system.
+    #[error("can't start: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    /// Where gRPC is served.
+    pub grpc_address: SocketAddr,
+    /// Where HTTP is served.
+    pub http_address: SocketAddr,
+    shared: Shared,
+    closing: watch::Sender<bool>,
+    grpc: JoinHandle<Result<(), ListenError>>,
+    http: JoinHandle<std::io::Result<()>>,
+    loading: JoinHandle<usize>,
+    drain: Duration,
+}
+
+impl Server {
+    /// Opens the listeners and begins to load the models. Health says "not ready" until every model
+    /// to be served has been loaded or has failed to.
+    ///
+    /// # Errors
+    /// [`StartError`] when a port is taken or the models folder can't be read.
+    pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
+        let metrics = Metrics::new();
+        let repository = Arc::new(Repository::new(
+            config.models.directory.clone(),
+            metrics.clone(),
+        ));
+        let names = names_to_serve(&config, &repository)?;
+        let pool = CpuPool::start(config.text.thread_count(), config.text.max_waiting_bytes)?;
+        let admission = Arc::new(Admission::new(
+            Arc::clone(&repository),
+            pool,
+            config.limits.clone(),
+        ));
+        let (started, is_started) = watch::channel(false);
+        let (closing, is_closing) = watch::channel(false);
+        let shared = Shared {
+            admission,
+            metrics,
+            started: is_started,
+            closing: is_closing,
+            max_stream_requests: config.grpc.max_stream_requests,
+        };
+
+        let http_at = SocketAddr::new(config.http.host, config.http.port);
+        let http_listener = listen(http_at, "http.port").await?;
+        let grpc_at = SocketAddr::new(config.grpc.host, config.grpc.port);
+        let grpc_listener = listen(grpc_at, "grpc.port").await?;
+        let http_address = http_listener.local_addr()?;
+        let grpc_address = grpc_listener.local_addr()?;
+
+        let loading = tokio::task::spawn_blocking(move || {
+            let loaded = names.iter().filter(|name| repository.load(name).is_ok());
+            let loaded = loaded.count();
+            started.send_replace(true);
+            loaded
+        });
+        let http = tokio::spawn(http::serve(
+            shared.clone(),
+            http_listener,
+            closed(closing.subscribe()),
+        ));
+        let grpc_shared = shared.clone();
+        let stop = closed(closing.subscribe());
+        let drain = config.shutdown.drain();
+        let grpc = tokio::spawn(async move {
+            grpc::serve(grpc_shared, &config.grpc, grpc_listener, stop).await
+        });
+        Ok(Self {
+            grpc_address,
+            http_address,
+            shared,
+            closing,
+            grpc,
+            http,
+            loading,
+            drain,
+        })
+    }
+
+    /// Waits until every model to be served has been loaded or has failed to; returns how many are
+    /// ready.
+    pub async fn loaded(&mut self) -> usize {
+        let mut started = self.shared.started.clone();
+        // An error means that the loading task is gone; what is ready then is all there will be.
+        let _ = started.wait_for(|started| *started).await;
+        self.shared.admission.repository().ready().len()
+    }
+
+    /// The models of this server.
+    pub fn repository(&self) -> &Arc<Repository> {
+        self.shared.admission.repository()
+    }
+
+    /// The metrics of this server.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// Lets nothing more in, waits until what was accepted is answered, and ends. True when that
+    /// was done within the limit.
+    pub async fn shut_down(self) -> bool {
+        tracing::info!(limit_s = self.drain.as_secs(), "draining");
+        self.shared.admission.close();
+        self.closing.send_replace(true);
+        let listeners = async {
+            let (grpc, http) = tokio::join!(self.grpc, self.http);
+            grpc.is_ok_and(|grpc| grpc.is_ok()) && http.is_ok_and(|http| http.is_ok())
+        };
+        let in_time = tokio::time::timeout(self.drain, listeners).await == Ok(true);
+        self.loading.abort();
+        if in_time {
+            tracing::info!("every accepted request is answered");
+        } else {
+            tracing::warn!("the drain limit passed; connections that were still open are cut");
+        }
+        in_time
+    }
+}
+
+fn names_to_serve(
+    config: &ServerConfig,
+    repository: &Repository,
+) -> Result<Vec<String>, StartError> {
+    let folder = config.models.directory.clone();
+    let found = repository
+        .find_on_disk()
+        .map_err(|source| StartError::Models {
+            folder: folder.clone(),
+            source,
+        })?;
+    for name in &config.models.serve {
+        if !found.iter().any(|model| model.name == *name) {
+            let name = name.clone();
+            return Err(StartError::NoSuchModel { name, folder });
+        }
+    }
+    let mut names = Vec::new();
+    for model in found {
+        let asked_for = config.models.serve.contains(&model.name);
+        if !asked_for && !config.models.serve.is_empty() {
+            continue;
+        }
+        if model.versions.is_empty() && !asked_for {
+            // A manifest whose weights were not fetched is no fault, unless it was named.
+            let reason = "no version on disk; fetch its weights with models/fetch.py or ferry fetch";
+            tracing::warn!(model = model.name, "not served: {reason}");
+            repository.mark_unavailable(&model.name, reason.to_owned());
+            continue;
+        }
+        names.push(model.name);
+    }
+    Ok(names)
+}
+
+async fn listen(
+    address: SocketAddr,
+    key: &'static str,
+) -> Result<tokio::net::TcpListener, StartError> {
+    grpc::bind(address)
+        .await
+        .map_err(|source| StartError::Listen {
+            address,
+            key,
+            source,
+        })
+}
+
+async fn closed(mut closing: watch::Receiver<bool>) {
+    // An error means that the server is gone, which is closed enough.
+    let _ = closing.wait_for(|closing| *closing).await;
+}

@@ -1,0 +1,17 @@
+//! The integration tests, in one binary: one module a capability, against the real server over a
+//! real socket, and golden outputs of other implementations.
+
+mod architecture;
+mod batching_properties;
+mod cli;
+mod deadlines;
+mod drain;
+mod engine;
+mod errors;
+mod fetch;
+mod golden;
+mod malformed;
+mod open_inference;
+mod repository;
+mod support;
+mod typed;

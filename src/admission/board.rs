@@ -129,9 +129,10 @@ impl Admission {
         context: CallContext,
     ) -> Result<Boarded, RequestError> {
         call.check(&self.limits)?;
-        let deadline = context
-            .deadline
-            .map(|deadline| tokio::time::Instant::from_std(deadline - REPLY_MARGIN));
+        let deadline = context.deadline.map(|deadline| {
+            let answer_by = deadline.checked_sub(REPLY_MARGIN).unwrap_or(deadline);
+            tokio::time::Instant::from_std(answer_by)
+        });
         let started = Instant::now();
         let tokenizing = self.encode_rows(&model, call);
         let encoded = match deadline {
@@ -213,7 +214,7 @@ impl Admission {
                     .map(|(_, input)| text.encode(input, options.truncation, options.max_tokens))
                     .collect::<Vec<_>>()
             });
-            jobs.push((rows, job.map_err(|full| pool_full(full))?));
+            jobs.push((rows, job.map_err(pool_full)?));
         }
         for (rows, job) in jobs {
             // A closed channel means that the tokenizer panicked: on which row isn't known.
@@ -278,13 +279,14 @@ impl Boarded {
         let answers = self.answers.as_mut()?;
         let next = match self.deadline {
             None => answers.next().await,
-            Some(deadline) => match tokio::time::timeout_at(deadline, answers.next()).await {
-                Ok(next) => next,
-                Err(_) => {
+            Some(deadline) => {
+                let Ok(next) = tokio::time::timeout_at(deadline, answers.next()).await else {
                     self.give_up();
-                    return self.refused.pop_front().map(|(row, error)| (row, Err(error)));
-                }
-            },
+                    let late = self.refused.pop_front();
+                    return late.map(|(row, error)| (row, Err(error)));
+                };
+                next
+            }
         };
         let (row, answer) = next?;
         let encoded = self.encoded[row].take();

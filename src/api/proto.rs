@@ -1,5 +1,5 @@
 //! The messages and services compiled from `proto/` by `build.rs`.
-#![allow(missing_docs, clippy::pedantic)]
+#![allow(missing_docs, unused_qualifications, clippy::all, clippy::pedantic)]
 
 /// The Open Inference Protocol with Triton's extensions.
 pub mod inference {

@@ -56,8 +56,9 @@ impl Lines {
         self.turns.push_back(Arc::clone(tenant));
     }
 
-    /// The row whose turn it is. It stays so until it is taken by [`Lines::take`], so a row that
-    /// does not fit a batch is the first of the next.
+    /// The row whose turn it is. It stays so until it is taken by [`Lines::take`] (or its tenant,
+    /// having been alone, is joined by another), so a row that does not fit a batch is not passed
+    /// by shorter ones.
     pub fn next(&mut self) -> Option<Place> {
         loop {
             let tenant = self.turns.front()?;
@@ -103,18 +104,17 @@ impl Lines {
         }
     }
 
-    /// Asserts that turns and lines name the same tenants and that none is empty; returns how many
-    /// rows wait.
-    pub fn check_invariants(&self) -> usize {
+    /// Asserts that turns and lines name the same tenants, that none is empty and that credit stays
+    /// bounded, rows having at most `longest` tokens; returns how many rows wait.
+    pub fn check_invariants(&self, longest: usize) -> usize {
         assert_eq!(self.turns.len(), self.by_tenant.len(), "a turn for each tenant");
         let mut waiting = 0;
         for tenant in &self.turns {
             let line = &self.by_tenant[tenant];
             assert!(!line.places.is_empty(), "an empty line was kept");
-            let longest = line.places.iter().map(|place| place.tokens).max();
             assert!(
-                line.credit < u64::from(longest.unwrap_or(0)) + self.quantum || line.credit <= 2 * self.quantum,
-                "credit is bounded by a row and a quantum"
+                line.credit < longest as u64 + self.quantum,
+                "a tenant is given credit only while its head row costs more than it has"
             );
             waiting += line.places.len();
         }

@@ -176,13 +176,15 @@ impl<T> BatchQueue<T> {
         if self.rows.len() >= self.policy.max_rows || self.tokens >= self.policy.max_tokens {
             return Decision::Flush(self.board(FlushReason::Full));
         }
-        let next_deadline = self.by_deadline.first().map(|&(deadline, _)| deadline);
+        let next_deadline = self.next_deadline();
         let Some(idle_since) = idle_since else {
             return next_deadline.map_or(Decision::Empty, Decision::WaitUntil);
         };
         // Less than a full batch waits, so all of it would leave together.
-        let longest_wait = oldest.max(idle_since) + self.policy.max_queue_delay;
-        if longest_wait <= now {
+        let longest_wait = oldest
+            .max(idle_since)
+            .checked_add(self.policy.max_queue_delay);
+        if longest_wait.is_some_and(|until| until <= now) {
             return Decision::Flush(self.board(FlushReason::QueueDelay));
         }
         let leave_by = next_deadline.map(|deadline| self.leave_by(deadline, now));
@@ -193,7 +195,7 @@ impl<T> BatchQueue<T> {
         if patience.is_some_and(|until| until <= now) {
             return Decision::Flush(self.board(FlushReason::Idle));
         }
-        let wake = [Some(longest_wait), leave_by, patience]
+        let wake = [longest_wait, leave_by, patience]
             .into_iter()
             .flatten()
             .min();
@@ -223,6 +225,11 @@ impl<T> BatchQueue<T> {
         &self.run_time
     }
 
+    /// The next deadline of a row that waits.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.by_deadline.first().map(|&(deadline, _)| deadline)
+    }
+
     /// Rows that wait.
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -250,7 +257,11 @@ impl<T> BatchQueue<T> {
     pub fn check_invariants(&self) {
         assert!(self.rows.len() <= self.policy.max_waiting_rows);
         assert_eq!(self.rows.len(), self.by_arrival.len());
-        let in_line: usize = self.levels.iter().map(Lines::check_invariants).sum();
+        let in_line: usize = self
+            .levels
+            .iter()
+            .map(|lines| lines.check_invariants(self.policy.max_tokens))
+            .sum();
         assert_eq!(self.rows.len(), in_line);
         let with_deadline = self.rows.values().filter(|row| row.deadline.is_some());
         assert_eq!(with_deadline.count(), self.by_deadline.len());
@@ -311,6 +322,10 @@ impl<T> BatchQueue<T> {
     /// When what waits must leave so that `deadline` is met, as far as predicted.
     fn leave_by(&self, deadline: Instant, now: Instant) -> Instant {
         let predicted = self.run_time.predict(self.tokens, self.sum_len_squared);
+        if predicted.is_zero() {
+            // Nothing is known yet of how long a batch runs; what has a deadline had better leave.
+            return now;
+        }
         let needed = predicted + self.run_time.margin(predicted);
         deadline.checked_sub(needed).unwrap_or(now)
     }

@@ -126,21 +126,20 @@ impl Bench {
         measure: Duration,
     ) -> Result<Vec<(usize, Seen)>, Failure> {
         let mut server = None;
-        let url = match &self.url {
-            Some(url) => url.clone(),
-            None => {
-                let mut config = ServerConfig::default();
-                config.models.directory.clone_from(&self.models);
-                config.models.serve = vec![self.model.clone()];
-                (config.grpc.port, config.http.port) = (0, 0);
-                let mut started = Server::start(config).await?;
-                if started.loaded().await == 0 {
-                    return Err(format!("model '{}' did not load", self.model).into());
-                }
-                let url = format!("http://127.0.0.1:{}", started.grpc_address.port());
-                server = Some(started);
-                url
+        let url = if let Some(url) = &self.url {
+            url.clone()
+        } else {
+            let mut config = ServerConfig::default();
+            config.models.directory.clone_from(&self.models);
+            config.models.serve = vec![self.model.clone()];
+            (config.grpc.port, config.http.port) = (0, 0);
+            let mut started = Server::start(config).await?;
+            if started.loaded().await == 0 {
+                return Err(format!("model '{}' did not load", self.model).into());
             }
+            let url = format!("http://127.0.0.1:{}", started.grpc_address.port());
+            server = Some(started);
+            url
         };
         let mut served = Vec::new();
         for &clients in &self.clients {

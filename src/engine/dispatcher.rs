@@ -173,7 +173,8 @@ impl Dispatcher {
                 Decision::Empty => return None,
             }
         }
-        None
+        // As many are out as may be; what waits can still expire.
+        self.queue.next_deadline()
     }
 
     fn give_out(&mut self, batch: Batch<WorkRow>) {
@@ -243,9 +244,14 @@ impl Dispatcher {
             if self.queue.is_empty() {
                 break;
             }
-            match self.reports.recv() {
-                Ok(done) => self.finish(&done),
-                Err(_) => break,
+            let reports = self.reports.clone();
+            let alarm = self.queue.next_deadline().map_or_else(never, at);
+            select! {
+                recv(reports) -> done => match done {
+                    Ok(done) => self.finish(&done),
+                    Err(_) => break,
+                },
+                recv(alarm) -> _ => {}
             }
         }
         self.publish_load();

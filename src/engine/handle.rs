@@ -227,7 +227,7 @@ impl Engine {
         Err(RequestError::DeadlineUnreachable {
             needed,
             left,
-            retry_after: needed - left,
+            retry_after: needed.saturating_sub(left),
         })
     }
 

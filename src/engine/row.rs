@@ -92,7 +92,7 @@ impl Drop for WorkRow {
 /// The answers of one request, as they come. Dropping it cancels the rows still waiting.
 #[derive(Debug)]
 pub struct Answers {
-    answers: mpsc::Receiver<(usize, Result<RowAnswer, RequestError>)>,
+    arriving: mpsc::Receiver<(usize, Result<RowAnswer, RequestError>)>,
     pending: usize,
     cancel: Option<CancelHandle>,
 }
@@ -101,7 +101,7 @@ impl Answers {
     /// Work rows for `rows` and the receiving end of their answers.
     pub(super) fn channel(rows: Vec<(usize, RowWork)>) -> (Vec<WorkRow>, Self) {
         let pending = rows.len();
-        let (sender, answers) = mpsc::channel(pending.max(1));
+        let (sender, arriving) = mpsc::channel(pending.max(1));
         let rows = rows
             .into_iter()
             .map(|(row, work)| WorkRow {
@@ -113,7 +113,7 @@ impl Answers {
             })
             .collect();
         let answers = Self {
-            answers,
+            arriving,
             pending,
             cancel: None,
         };
@@ -134,7 +134,7 @@ impl Answers {
         if self.pending == 0 {
             return None;
         }
-        let answer = self.answers.recv().await;
+        let answer = self.arriving.recv().await;
         match answer {
             Some(_) => self.pending -= 1,
             None => self.pending = 0,
@@ -148,7 +148,7 @@ impl Drop for Answers {
         if self.pending > 0
             && let Some(cancel) = self.cancel.take()
         {
-            self.answers.close();
+            self.arriving.close();
             cancel.cancel();
         }
     }

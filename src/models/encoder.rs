@@ -343,9 +343,8 @@ mod tests {
                     1
                 };
                 assert_eq!(a.len(), model.output_dim() * per_token);
-                for (a, b) in a.iter().zip(b) {
-                    assert!((a - b).abs() <= 1e-5, "{head:?}: {a} {b}");
-                }
+                // On the CPU even to the last bit: no sum's order depends on the batch.
+                assert_eq!(a, b, "{head:?}");
             }
         }
         Ok(())

@@ -18,15 +18,15 @@
 //! all keys, which softmax cancels; and since softmax sums to 1, that of `v` is added to `y`.
 //!
 //! **Tiling.** A task is a block of queries of one row of the batch, all heads: it owns whole rows
-//! of `y`. Per head it copies K and V to scratch, where they are dense. A tile is `W` queries
-//! (the vector lanes) by [`KEYS`] keys: scores are kept transposed, `[key, query]`, so that
-//! maximum, exponential and sum are all lane by lane, with nothing to add up across lanes.
+//! of `y`. Per head it copies K and V to scratch, where they are dense. A tile is 16 queries
+//! (the vector lanes; 8 at the end) by [`KEYS`] keys: scores are kept transposed, `[key, query]`,
+//! so that maximum, exponential and sum are all lane by lane, with nothing to add up across them.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::operand::{check_cu_seqlens, dims2, f32_values, read, u32_values};
-use super::simd::{Arithmetic, Kernel, dispatch, exp};
+use super::simd::{Arithmetic, Kernel, Tile, WIDTH, dispatch, exp};
 
 /// Keys per tile: scores of a tile are `KEYS · 16` floats, 3 KiB, and stay in L1 together with
 /// the tile's keys and values for head sizes up to 64.
@@ -158,11 +158,11 @@ struct Scratch {
     keys: Vec<f32>,
     /// V of one head, `[len, d up to a multiple of DIMS]`.
     values: Vec<f32>,
-    /// Scaled Q of one tile, transposed: `[d, W]`.
+    /// Scaled Q of one tile, transposed: `[d, lanes]`.
     queries: Vec<f32>,
-    /// Scores, then weights, of one tile: `[KEYS, W]`.
+    /// Scores, then weights, of one tile: `[KEYS, lanes]`.
     scores: Vec<f32>,
-    /// `y` of one tile before the division by `l`: `[W, padded d]`.
+    /// `y` of one tile before the division by `l`: `[lanes, padded d]`.
     sums: Vec<f32>,
 }
 
@@ -191,12 +191,12 @@ impl Kernel for Attend<'_, '_> {
                 let left = queries - done;
                 let q = &task.qkv[(task.first_query + done) * 3 * hidden..];
                 let out = &mut task.out[done * hidden..];
-                if left <= 8 {
-                    attend_tile::<A, 8>(head, left, q, task.bias, scratch, out);
+                if left <= WIDTH {
+                    attend_tile::<A, 1>(head, left, q, task.bias, scratch, out);
                 } else {
-                    attend_tile::<A, 16>(head, left.min(16), q, task.bias, scratch, out);
+                    attend_tile::<A, 2>(head, left.min(2 * WIDTH), q, task.bias, scratch, out);
                 }
-                done += left.min(16);
+                done += left.min(2 * WIDTH);
             }
         }
     }
@@ -243,9 +243,10 @@ impl Head {
     }
 }
 
-/// Computes `y` of `count ≤ W` queries of one head. `qkv` and `out` begin at the first of them.
+/// Computes `y` of `count` queries of one head, at most a tile's `V · WIDTH`. `qkv` and `out`
+/// begin at the first of them.
 #[inline(always)]
-fn attend_tile<A: Arithmetic, const W: usize>(
+fn attend_tile<A: Arithmetic, const V: usize>(
     head: Head,
     count: usize,
     qkv: &[f32],
@@ -260,134 +261,152 @@ fn attend_tile<A: Arithmetic, const W: usize>(
         padded,
         offset,
     } = head;
-    scratch.queries.resize(dim * W, 0.0);
-    scratch.scores.resize(KEYS * W, 0.0);
+    let lanes = V * WIDTH;
+    scratch.queries.resize(dim * lanes, 0.0);
+    scratch.scores.resize(KEYS * lanes, 0.0);
     scratch.sums.clear();
-    scratch.sums.resize(W * padded, 0.0);
+    scratch.sums.resize(lanes * padded, 0.0);
 
     let scale = 1.0 / (dim as f32).sqrt();
     let query_bias = &bias[offset..][..dim];
     for (i, row) in qkv.chunks(3 * hidden).take(count).enumerate() {
         let query = &row[offset..][..dim];
-        let lanes = scratch.queries.as_chunks_mut::<W>().0.iter_mut();
-        for ((lane, q), b) in lanes.zip(query).zip(query_bias) {
-            lane[i] = (q + b) * scale;
+        let columns = scratch.queries.chunks_exact_mut(lanes);
+        for ((column, q), b) in columns.zip(query).zip(query_bias) {
+            column[i] = (q + b) * scale;
         }
     }
 
-    let mut max = [f32::NEG_INFINITY; W];
-    let mut sum = [0f32; W];
-    let queries = scratch.queries.as_chunks::<W>().0;
+    let mut running = Running {
+        max: [[f32::NEG_INFINITY; WIDTH]; V],
+        sum: [[0.0; WIDTH]; V],
+    };
+    let queries = lane_rows(&scratch.queries);
     for first in (0..len).step_by(KEYS) {
-        let count_keys = KEYS.min(len - first);
-        let scores = &mut scratch.scores.as_chunks_mut::<W>().0[..KEYS];
+        let keys_here = KEYS.min(len - first);
+        let scores = lane_rows_mut(&mut scratch.scores);
         for (group, keys) in scores
             .chunks_exact_mut(KEY_GROUP)
             .zip(scratch.keys[first * dim..].chunks_exact(KEY_GROUP * dim))
-            .take(count_keys.div_ceil(KEY_GROUP))
+            .take(keys_here.div_ceil(KEY_GROUP))
         {
-            score_group::<A, W>(group, keys, queries);
+            score_group::<A, V>(group, keys, queries);
         }
-        let scores = &mut scores[..count_keys];
-        let rescale = softmax_tile::<A, W>(scores, &mut max, &mut sum);
-        let values = &scratch.values[first * padded..][..count_keys * padded];
+        let scores = &mut scores[..keys_here];
+        let rescale = running.weigh::<A>(scores);
+        let values = &scratch.values[first * padded..][..keys_here * padded];
         for query in (0..count).step_by(QUERY_GROUP) {
             let sums = &mut scratch.sums[query * padded..][..QUERY_GROUP * padded];
-            add_values::<A, W>(sums, &rescale, query, scores, values, padded);
+            let rescale = &rescale.as_flattened()[query..][..QUERY_GROUP];
+            add_values::<A, V>(sums, rescale, query, scores, values, padded);
         }
     }
 
     let value_bias = &bias[2 * hidden + offset..][..dim];
-    for (i, sums) in scratch.sums.chunks_exact(padded).take(count).enumerate() {
-        let inverse = 1.0 / sum[i];
-        let y = &mut out[i * hidden + offset..][..dim];
+    let totals = running.sum.as_flattened();
+    let rows = scratch.sums.chunks_exact(padded).zip(totals);
+    for ((sums, total), y) in rows.zip(out.chunks_mut(hidden)).take(count) {
+        let inverse = 1.0 / total;
+        let y = &mut y[offset..][..dim];
         for ((y, s), b) in y.iter_mut().zip(sums).zip(value_bias) {
             *y = A::mul_add(*s, inverse, *b);
         }
     }
 }
 
+/// One value per query of a tile.
+type Lanes<const V: usize> = [[f32; WIDTH]; V];
+
+#[inline(always)]
+fn lane_rows<const V: usize>(values: &[f32]) -> &[Lanes<V>] {
+    values.as_chunks().0.as_chunks().0
+}
+
+#[inline(always)]
+fn lane_rows_mut<const V: usize>(values: &mut [f32]) -> &mut [Lanes<V>] {
+    values.as_chunks_mut().0.as_chunks_mut().0
+}
+
 /// `scores[j][i] = keys[j] · queries[·][i]` for [`KEY_GROUP`] keys.
 #[inline(always)]
-fn score_group<A: Arithmetic, const W: usize>(
-    scores: &mut [[f32; W]],
+fn score_group<A: Arithmetic, const V: usize>(
+    scores: &mut [Lanes<V>],
     keys: &[f32],
-    queries: &[[f32; W]],
+    queries: &[Lanes<V>],
 ) {
     let dim = queries.len();
     let keys: [&[f32]; KEY_GROUP] = std::array::from_fn(|j| &keys[j * dim..][..dim]);
-    let mut sums = [[0f32; W]; KEY_GROUP];
+    let mut tile = Tile::<A, KEY_GROUP, V>::zero();
     for (p, query) in queries.iter().enumerate() {
-        for (sum, key) in sums.iter_mut().zip(keys) {
-            for i in 0..W {
-                sum[i] = A::mul_add(key[p], query[i], sum[i]);
+        tile.add(std::array::from_fn(|j| keys[j][p]), query);
+    }
+    for (j, score) in scores.iter_mut().enumerate() {
+        *score = tile.row(j);
+    }
+}
+
+/// What softmax knows of the keys so far, per query: their maximum `m`, and `l = Σ e^(s − m)`.
+struct Running<const V: usize> {
+    max: Lanes<V>,
+    sum: Lanes<V>,
+}
+
+impl<const V: usize> Running<V> {
+    /// Turns the scores of a tile into weights `e^(s − m)`, after raising `m` to the tile's
+    /// maximum, and adds them to `l`. Returns by how much what was summed under the old `m`
+    /// shrinks.
+    #[inline(always)]
+    fn weigh<A: Arithmetic>(&mut self, scores: &mut [Lanes<V>]) -> Lanes<V> {
+        let mut rescale = [[0f32; WIDTH]; V];
+        for v in 0..V {
+            let old = self.max[v];
+            let mut max = old;
+            for score in scores.iter() {
+                for (m, s) in max.iter_mut().zip(&score[v]) {
+                    *m = if *s > *m { *s } else { *m };
+                }
             }
+            let mut sum = self.sum[v];
+            for i in 0..WIDTH {
+                rescale[v][i] = exp::<A>(old[i] - max[i]);
+                sum[i] *= rescale[v][i];
+            }
+            for score in scores.iter_mut() {
+                for i in 0..WIDTH {
+                    score[v][i] = exp::<A>(score[v][i] - max[i]);
+                    sum[i] += score[v][i];
+                }
+            }
+            self.max[v] = max;
+            self.sum[v] = sum;
         }
-    }
-    for (score, sum) in scores.iter_mut().zip(sums) {
-        *score = sum;
+        rescale
     }
 }
 
-/// Turns the scores of a tile into weights `e^(s − m)`, after raising `m` to the tile's maximum,
-/// and adds them to `l`. Returns by how much what was summed under the old `m` shrinks.
+/// `sums[i] = sums[i] · rescale[i] + Σⱼ weights[j][query + i] · values[j]` for [`QUERY_GROUP`]
+/// queries.
 #[inline(always)]
-fn softmax_tile<A: Arithmetic, const W: usize>(
-    scores: &mut [[f32; W]],
-    max: &mut [f32; W],
-    sum: &mut [f32; W],
-) -> [f32; W] {
-    let old = *max;
-    for score in scores.iter() {
-        for i in 0..W {
-            max[i] = if score[i] > max[i] { score[i] } else { max[i] };
-        }
-    }
-    let mut rescale = [0f32; W];
-    for i in 0..W {
-        rescale[i] = exp::<A>(old[i] - max[i]);
-        sum[i] *= rescale[i];
-    }
-    for score in scores {
-        for i in 0..W {
-            score[i] = exp::<A>(score[i] - max[i]);
-            sum[i] += score[i];
-        }
-    }
-    rescale
-}
-
-/// `sums[i] = sums[i] · rescale[i] + Σⱼ weights[j][i] · values[j]` for [`QUERY_GROUP`] queries
-/// from `query`.
-#[inline(always)]
-fn add_values<A: Arithmetic, const W: usize>(
+fn add_values<A: Arithmetic, const V: usize>(
     sums: &mut [f32],
-    rescale: &[f32; W],
+    rescale: &[f32],
     query: usize,
-    weights: &[[f32; W]],
+    weights: &[Lanes<V>],
     values: &[f32],
     padded: usize,
 ) {
-    let rescale = &rescale[query..query + QUERY_GROUP];
     for column in (0..padded).step_by(DIMS) {
-        let mut partial = [[0f32; DIMS]; QUERY_GROUP];
-        for (i, partial) in partial.iter_mut().enumerate() {
-            let sum = &sums[i * padded + column..][..DIMS];
-            for (p, s) in partial.iter_mut().zip(sum) {
-                *p = s * rescale[i];
-            }
-        }
+        let mut tile = Tile::<A, QUERY_GROUP, { DIMS / WIDTH }>::zero();
         for (weight, value) in weights.iter().zip(values.chunks_exact(padded)) {
-            let weight = &weight[query..query + QUERY_GROUP];
-            let value = &value[column..column + DIMS];
-            for i in 0..QUERY_GROUP {
-                for c in 0..DIMS {
-                    partial[i][c] = A::mul_add(weight[i], value[c], partial[i][c]);
-                }
-            }
+            let weight = &weight.as_flattened()[query..][..QUERY_GROUP];
+            let value = value[column..][..DIMS].as_chunks().0.as_chunks().0;
+            tile.add(std::array::from_fn(|i| weight[i]), &value[0]);
         }
-        for (i, partial) in partial.iter().enumerate() {
-            sums[i * padded + column..][..DIMS].copy_from_slice(partial);
+        for i in 0..QUERY_GROUP {
+            let sums = &mut sums[i * padded + column..][..DIMS];
+            for (sum, new) in sums.iter_mut().zip(tile.row(i).as_flattened()) {
+                *sum = A::mul_add(*sum, rescale[i], *new);
+            }
         }
     }
 }

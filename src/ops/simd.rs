@@ -1,17 +1,27 @@
 //! Run-time choice of the vector instruction set, and the few vectorized primitives that
 //! the CPU kernels share.
 //!
-//! The build targets baseline x86-64, so a kernel is written once as plain loops over
-//! fixed-size arrays, generic over [`Arithmetic`], and compiled twice: as it is, and inlined
-//! into a function that may use AVX2 and FMA, where LLVM turns the same loops into 256-bit code.
+//! The build targets baseline x86-64, so a kernel is written once, generic over [`Arithmetic`],
+//! and compiled twice: portably, and inlined into a function that may use AVX2 and FMA. There LLVM
+//! turns plain elementwise loops into 256-bit code by itself. Register tiles, which it would
+//! spill, are written with [`Arithmetic::Vector`].
 
 /// Floats per step of the elementwise loops: two AVX2 registers, so that two independent
 /// chains are in flight.
 pub(crate) const LANES: usize = 16;
 
-/// How `a·b + c` is computed.
+/// Floats in an [`Arithmetic::Vector`].
+pub(crate) const WIDTH: usize = 8;
+
+/// How `a·b + c` is computed, and on what.
 pub(crate) trait Arithmetic: Copy {
+    /// [`WIDTH`] floats, in one register where the machine has such.
+    type Vector: Copy;
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
+    fn splat(value: f32) -> Self::Vector;
+    fn load(values: &[f32; WIDTH]) -> Self::Vector;
+    fn store(vector: Self::Vector, values: &mut [f32; WIDTH]);
+    fn mul_add_vector(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
 }
 
 /// Multiply, then add: `f32::mul_add` would be a library call on a target without FMA.
@@ -19,20 +29,80 @@ pub(crate) trait Arithmetic: Copy {
 pub(crate) struct Portable;
 
 impl Arithmetic for Portable {
+    type Vector = [f32; WIDTH];
+
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
         a * b + c
     }
+
+    #[inline(always)]
+    fn splat(value: f32) -> [f32; WIDTH] {
+        [value; WIDTH]
+    }
+
+    #[inline(always)]
+    fn load(values: &[f32; WIDTH]) -> [f32; WIDTH] {
+        *values
+    }
+
+    #[inline(always)]
+    fn store(vector: [f32; WIDTH], values: &mut [f32; WIDTH]) {
+        *values = vector;
+    }
+
+    #[inline(always)]
+    fn mul_add_vector(a: [f32; WIDTH], b: [f32; WIDTH], c: [f32; WIDTH]) -> [f32; WIDTH] {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
 }
 
-/// One fused instruction; only for code that runs where the target has it.
-#[derive(Clone, Copy)]
-pub(crate) struct Fused;
+#[cfg(target_arch = "x86_64")]
+use avx2::Avx2;
 
-impl Arithmetic for Fused {
-    #[inline(always)]
-    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
+/// AVX2 and FMA. Private to this file so that only [`run_avx2`], which has both features, can
+/// name the type and thereby reach its methods.
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{Arithmetic, WIDTH};
+    use std::arch::x86_64::{
+        __m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps,
+    };
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx2;
+
+    impl Arithmetic for Avx2 {
+        type Vector = __m256;
+
+        #[inline(always)]
+        fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+            a.mul_add(b, c)
+        }
+
+        #[inline(always)]
+        fn splat(value: f32) -> __m256 {
+            // SAFETY: AVX is there (see the module).
+            unsafe { _mm256_set1_ps(value) }
+        }
+
+        #[inline(always)]
+        fn load(values: &[f32; WIDTH]) -> __m256 {
+            // SAFETY: AVX is there; the array is as long as the register, and need not be aligned.
+            unsafe { _mm256_loadu_ps(values.as_ptr()) }
+        }
+
+        #[inline(always)]
+        fn store(vector: __m256, values: &mut [f32; WIDTH]) {
+            // SAFETY: as for `load`.
+            unsafe { _mm256_storeu_ps(values.as_mut_ptr(), vector) }
+        }
+
+        #[inline(always)]
+        fn mul_add_vector(a: __m256, b: __m256, c: __m256) -> __m256 {
+            // SAFETY: FMA is there.
+            unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
     }
 }
 
@@ -58,11 +128,7 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
         }
         kernel.run::<Portable>()
     }
-    #[cfg(target_arch = "aarch64")]
-    {
-        kernel.run::<Fused>()
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    #[cfg(not(target_arch = "x86_64"))]
     {
         kernel.run::<Portable>()
     }
@@ -71,7 +137,41 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<Fused>()
+    kernel.run::<Avx2>()
+}
+
+/// A register tile of a matrix product: `ROWS` rows of `VECTORS · WIDTH` sums.
+pub(crate) struct Tile<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
+    [[A::Vector; VECTORS]; ROWS],
+);
+
+impl<A: Arithmetic, const ROWS: usize, const VECTORS: usize> Tile<A, ROWS, VECTORS> {
+    #[inline(always)]
+    pub fn zero() -> Self {
+        Self([[A::splat(0.0); VECTORS]; ROWS])
+    }
+
+    /// Adds the outer product of a column of the left matrix and a row of the right one.
+    #[inline(always)]
+    pub fn add(&mut self, left: [f32; ROWS], right: &[[f32; WIDTH]; VECTORS]) {
+        let right: [A::Vector; VECTORS] = std::array::from_fn(|v| A::load(&right[v]));
+        for (sums, left) in self.0.iter_mut().zip(left) {
+            let left = A::splat(left);
+            for (sum, right) in sums.iter_mut().zip(right) {
+                *sum = A::mul_add_vector(left, right, *sum);
+            }
+        }
+    }
+
+    /// The sums of a row.
+    #[inline(always)]
+    pub fn row(&self, row: usize) -> [[f32; WIDTH]; VECTORS] {
+        let mut values = [[0f32; WIDTH]; VECTORS];
+        for (values, sum) in values.iter_mut().zip(self.0[row]) {
+            A::store(sum, values);
+        }
+        values
+    }
 }
 
 /// `Σ f(x)`, in `LANES` partial sums so that the additions vectorize.
@@ -197,6 +297,12 @@ mod tests {
     use super::super::testing::erf_f64;
     use super::*;
 
+    /// Only for the scalar functions: outside of [`run_avx2`] there are no vectors.
+    #[cfg(target_arch = "x86_64")]
+    use Avx2 as Best;
+    #[cfg(not(target_arch = "x86_64"))]
+    use Portable as Best;
+
     struct TwiceTheSum<'a>(&'a [f32]);
 
     impl Kernel for TwiceTheSum<'_> {
@@ -230,10 +336,10 @@ mod tests {
 
     #[test]
     fn exp_is_within_two_ulp_of_f64() {
-        let e = worst(-87.0..88.0, exp::<Portable>, exp::<Fused>, f64::exp, true);
+        let e = worst(-87.0..88.0, exp::<Portable>, exp::<Best>, f64::exp, true);
         assert!(e < 2.5e-7, "relative error {e:e}");
-        assert!(exp::<Fused>(f32::NEG_INFINITY) < 2e-38);
-        assert!((exp::<Fused>(0.0) - 1.0).abs() < f32::EPSILON);
+        assert!(exp::<Best>(f32::NEG_INFINITY) < 2e-38);
+        assert!((exp::<Best>(0.0) - 1.0).abs() < f32::EPSILON);
     }
 
     #[test]
@@ -241,7 +347,7 @@ mod tests {
         let e = worst(
             -20.0..20.0,
             tanh::<Portable>,
-            tanh::<Fused>,
+            tanh::<Best>,
             f64::tanh,
             false,
         );
@@ -250,13 +356,13 @@ mod tests {
 
     #[test]
     fn erf_is_within_five_e_minus_seven() {
-        let e = worst(-6.0..6.0, erf::<Portable>, erf::<Fused>, erf_f64, false);
+        let e = worst(-6.0..6.0, erf::<Portable>, erf::<Best>, erf_f64, false);
         assert!(e < 5e-7, "absolute error {e:e}");
     }
 
     #[test]
     fn the_polynomials_carry_nan_through() {
-        for f in [exp::<Fused>, tanh::<Fused>, erf::<Fused>] {
+        for f in [exp::<Best>, tanh::<Best>, erf::<Best>] {
             assert!(f(f32::NAN).is_nan());
         }
     }

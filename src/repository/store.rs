@@ -258,12 +258,13 @@ impl Repository {
                 "a model's name (no ready model does this task)",
             )),
             (Some(first), Some(second)) => {
-                let others: String = fit.map(|model| format!(", {}", model.name)).collect();
-                Err(RequestError::invalid(
-                    "model",
-                    "no name",
-                    format_args!("one of {}, {}{others}", first.name, second.name),
-                ))
+                let names: Vec<&str> = [first, second]
+                    .into_iter()
+                    .chain(fit)
+                    .map(|model| model.name.as_str())
+                    .collect();
+                let allowed = format!("one of {}", names.join(", "));
+                Err(RequestError::invalid("model", "no name", allowed))
             }
         }
     }

@@ -95,7 +95,7 @@ struct Weight {
 impl Weight {
     fn claim(waiting: &Arc<AtomicUsize>, bytes: usize, limit: usize) -> Result<Self, PoolFull> {
         waiting
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| {
                 now.checked_add(bytes).filter(|&then| then <= limit)
             })
             .map_err(|waiting_bytes| PoolFull {

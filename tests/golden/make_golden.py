@@ -115,13 +115,15 @@ class Model:
         return min(asked or positions, positions)
 
     def encode(self, text, text_pair=None):
-        return self.tokenizer(
-            text,
-            text_pair,
-            truncation="longest_first" if text_pair is not None else True,
+        # A batch of one: called with single strings, transformers takes an empty second text for none at all.
+        encoded = self.tokenizer(
+            [text],
+            None if text_pair is None else [text_pair],
+            truncation="longest_first",
             max_length=self.max_tokens,
             return_token_type_ids=True,
         )
+        return {key: rows[0] for key, rows in encoded.items()}
 
     @torch.no_grad()
     def run(self, encoded):

@@ -77,13 +77,14 @@ struct Pushed {
     /// How many batches had left, and how many tokens waited in its line, itself included.
     departures_before: usize,
     line_tokens: usize,
+    waiting_before: usize,
     ends: Vec<End>,
 }
 
 #[derive(Debug)]
 struct Departure {
     at: Instant,
-    executor_idle: bool,
+    idle_since: Option<Instant>,
     /// Rows that waited just before, in order of arrival.
     waiting: Vec<usize>,
     batch: Batch<usize>,
@@ -107,6 +108,9 @@ struct Log {
     rows: Vec<Pushed>,
     departures: Vec<Departure>,
     waits: Vec<Wait>,
+    /// From when to when a batch was staged; meanwhile the dispatcher does not look at the queue.
+    staged: Vec<(Instant, Instant)>,
+    drained_from: Option<Instant>,
     /// Times at which the queue said `Empty` to an idle executor while rows waited.
     forgotten: usize,
     left_to_drain: usize,
@@ -197,6 +201,8 @@ impl Engine {
                 rows: Vec::new(),
                 departures: Vec::new(),
                 waits: Vec::new(),
+                staged: Vec::new(),
+                drained_from: None,
                 forgotten: 0,
                 left_to_drain: 0,
                 left_after_drain: 0,
@@ -220,6 +226,8 @@ impl Engine {
                 .observe(done.tokens, done.sum_len_squared, done.elapsed);
             self.queue.check_invariants();
             if let Some(mut next) = self.staged.take() {
+                let staged = self.log.staged.last_mut().expect("it was staged");
+                staged.1 = self.now;
                 next.end = self.now + next.elapsed;
                 self.running.push(next);
             }
@@ -272,6 +280,7 @@ impl Engine {
             at: self.now,
             departures_before: self.log.departures.len(),
             line_tokens,
+            waiting_before: self.waiting.len(),
             ends: Vec::new(),
         });
         match self.queue.push(row, self.now) {
@@ -298,6 +307,7 @@ impl Engine {
             match self.queue.poll(self.now, idle) {
                 Decision::Flush(batch) => self.give_out(batch),
                 Decision::WaitUntil(until) => {
+                    assert!(until > self.now, "nothing is left to wait for");
                     self.log.waits.push(Wait {
                         at: self.now,
                         until,
@@ -348,13 +358,14 @@ impl Engine {
         self.log.longest_run = self.log.longest_run.max(elapsed);
         self.log.departures.push(Departure {
             at: self.now,
-            executor_idle: self.running.len() < self.executors,
+            idle_since: self.idle_since,
             waiting,
             batch,
         });
         if self.running.len() < self.executors {
             self.running.push(run);
         } else {
+            self.log.staged.push((self.now, self.now));
             let before = self.staged.replace(run);
             assert!(before.is_none(), "one batch is staged at most");
         }
@@ -362,6 +373,7 @@ impl Engine {
 
     fn drain(&mut self) {
         self.log.left_to_drain = self.queue.len();
+        self.log.drained_from = Some(self.now);
         self.idle_since = None;
         loop {
             self.drop_expired();
@@ -415,6 +427,20 @@ impl Departure {
             .copied()
             .filter(move |serial| !boarded.contains(serial))
     }
+}
+
+/// How many batches may leave before one carries a row of the highest level, whatever comes.
+///
+/// Let the lengths of its line up to the row sum to `a`. With quantum `Q` its tenant needs at most
+/// `⌈a/Q⌉` turns, in which each other tenant, wherever in the round it stands and with a credit
+/// below `M + Q` to begin with, `M` being the longest row, sends at most
+/// `(⌈a/Q⌉ + 1)·Q + M + Q − 1` tokens. A batch that leaves the row behind has either `max_rows` of
+/// these rows or more than `max_tokens − M` of these tokens.
+fn most_batches_before(policy: &BatchPolicy, a: usize, longest: usize, others: usize) -> usize {
+    let quantum = (policy.max_tokens / 16).max(1);
+    let from_another = (a.div_ceil(quantum) + 1) * quantum + longest + quantum - 1;
+    let ahead = a + others * from_another;
+    ahead / policy.max_rows + ahead / (policy.max_tokens - longest + 1)
 }
 
 /// What rows have in common that must leave in the order they came.
@@ -519,6 +545,7 @@ proptest! {
                 }
                 Fate::Rejected(RejectReason::QueueFull { limit }) => {
                     prop_assert_eq!(limit, log.policy.max_waiting_rows);
+                    prop_assert_eq!(limit, pushed.waiting_before);
                 }
                 Fate::Rejected(RejectReason::DuplicateId) => {
                     prop_assert!(pushed.row.id != RowId::new(pushed.row.payload as u64));
@@ -562,7 +589,7 @@ proptest! {
             match departure.batch.reason {
                 FlushReason::Full => prop_assert!(budget_reached),
                 FlushReason::Drain => {}
-                _ => prop_assert!(departure.executor_idle && !budget_reached),
+                _ => prop_assert!(departure.idle_since.is_some() && !budget_reached),
             }
         }
     }
@@ -619,28 +646,17 @@ proptest! {
         }
     }
 
-    /// Let `r` wait at the highest level and the lengths of its line up to it sum to `a`. With
-    /// quantum `Q` its tenant needs at most `⌈a/Q⌉` turns, in which each other tenant, wherever in
-    /// the round it stands and with a credit below `M + Q` to begin with, `M` being the longest
-    /// row, sends at most `(⌈a/Q⌉ + 1)·Q + M + Q − 1` tokens. A batch that leaves `r` behind has
-    /// either `max_rows` rows or more than `max_tokens − M` tokens of these.
-    ///
     /// While batches are full one leaves in each longest run; when they are not, two such runs
     /// bring an idle executor, which takes all that waits after `max_queue_delay`.
     #[test]
     fn a_row_of_the_highest_level_leaves_within_a_bound_of_the_backlog(scenario in scenarios()) {
         let log = simulate(scenario);
         let longest = log.ended().map(|(pushed, _)| pushed.row.tokens as usize).max().unwrap_or(0);
-        let quantum = (log.policy.max_tokens / 16).max(1);
         for (pushed, end) in log.ended() {
             if pushed.row.priority != Priority::HIGH || end.fate != Fate::Flushed {
                 continue;
             }
-            let turns = pushed.line_tokens.div_ceil(quantum);
-            let from_another = (turns + 1) * quantum + longest + quantum - 1;
-            let ahead = pushed.line_tokens + (TENANTS - 1) * from_another;
-            let bound = ahead / log.policy.max_rows + ahead / (log.policy.max_tokens - longest + 1);
-
+            let bound = most_batches_before(&log.policy, pushed.line_tokens, longest, TENANTS - 1);
             let serial = pushed.row.payload;
             let since = &log.departures[pushed.departures_before..];
             let carries = |departure: &Departure| departure.batch.rows.iter().any(|row| row.payload == serial);
@@ -662,6 +678,30 @@ proptest! {
             }
         }
         prop_assert_eq!(log.forgotten, 0);
+    }
+
+    #[test]
+    fn time_in_which_every_executor_is_busy_does_not_count_as_delay(scenario in scenarios()) {
+        let log = simulate(scenario);
+        for departure in &log.departures {
+            if departure.batch.reason == FlushReason::QueueDelay {
+                let oldest = departure.batch.rows.iter().map(|row| row.arrived).min();
+                let waits_from = oldest.max(departure.idle_since).expect("it has rows");
+                prop_assert!(departure.at >= waits_from + log.policy.max_queue_delay);
+            }
+        }
+    }
+
+    /// But while a batch is staged, the dispatcher sets no alarm; nor while it drains.
+    #[test]
+    fn a_row_expires_at_its_deadline_even_while_executors_are_busy(scenario in scenarios()) {
+        let log = simulate(scenario);
+        for (pushed, end) in log.ended().filter(|(_, end)| end.fate == Fate::Expired) {
+            let due = pushed.row.deadline.map_or(pushed.at, |deadline| deadline.max(pushed.at));
+            let nobody_looked = log.staged.iter().any(|&(from, to)| (from..to).contains(&due))
+                || log.drained_from.is_some_and(|from| from <= end.at);
+            prop_assert!(end.at == due || nobody_looked);
+        }
     }
 
     #[test]
@@ -724,25 +764,40 @@ struct Feed {
 }
 
 impl Feed {
+    fn new(policy: BatchPolicy, lengths: Vec<Lengths>) -> Self {
+        Self {
+            queue: BatchQueue::new(policy),
+            now: Instant::now(),
+            pushed: 0,
+            waiting: vec![0; lengths.len()],
+            next: vec![0; lengths.len()],
+            lengths,
+        }
+    }
+
+    fn push(&mut self, tenant: usize) {
+        let lengths = &self.lengths[tenant];
+        let row = Row {
+            id: RowId::new(self.pushed),
+            tokens: lengths[self.next[tenant] % lengths.len()],
+            arrived: self.now,
+            deadline: None,
+            priority: Priority::NORMAL,
+            tenant: Arc::from(format!("tenant {tenant}")),
+            payload: tenant,
+        };
+        self.queue.push(row, self.now).expect("there is room");
+        self.pushed += 1;
+        self.next[tenant] += 1;
+        self.waiting[tenant] += 1;
+    }
+
     /// Fills up the lines of `tenants` so far that no batch of `max_rows` rows empties one, and
     /// returns what boards the next batch as `(tenant, tokens)`.
     fn next_batch(&mut self, tenants: &[usize], max_rows: usize) -> Vec<(usize, u32)> {
         for &tenant in tenants {
             while self.waiting[tenant] <= max_rows {
-                let lengths = &self.lengths[tenant];
-                let row = Row {
-                    id: RowId::new(self.pushed),
-                    tokens: lengths[self.next[tenant] % lengths.len()],
-                    arrived: self.now,
-                    deadline: None,
-                    priority: Priority::NORMAL,
-                    tenant: Arc::from(format!("tenant {tenant}")),
-                    payload: tenant,
-                };
-                self.queue.push(row, self.now).expect("there is room");
-                self.pushed += 1;
-                self.next[tenant] += 1;
-                self.waiting[tenant] += 1;
+                self.push(tenant);
             }
         }
         let Decision::Flush(batch) = self.queue.poll(self.now, false) else {
@@ -761,6 +816,18 @@ impl Feed {
     }
 }
 
+fn longest(lengths: &[Lengths]) -> usize {
+    lengths.iter().flatten().copied().max().unwrap_or(0) as usize
+}
+
+/// A token budget and tenants under it.
+fn feeds() -> impl Strategy<Value = (usize, Vec<Lengths>)> {
+    prop_oneof![1..16_usize, 16..400_usize].prop_flat_map(|max_tokens| {
+        let length = prop_oneof![1..=max_tokens.div_ceil(8) as u32, 1..=max_tokens as u32];
+        (Just(max_tokens), vec(vec(length, 1..6), 2..=TENANTS))
+    })
+}
+
 proptest! {
     /// Tenant `i` has been sent `k_i·Q + c_i(start) − c_i(now)` tokens, with `k_i` turns of a
     /// quantum `Q` and a credit `0 ≤ c_i < M + Q`, where `M` is the longest row. Turns go round, so
@@ -769,26 +836,17 @@ proptest! {
     /// `M + Q − 1` at most; from any other time on by twice that.
     #[test]
     fn tenants_of_a_level_that_both_wait_are_sent_equally_many_tokens(
-        (max_tokens, lengths) in prop_oneof![1..16_usize, 16..400_usize].prop_flat_map(|max_tokens| {
-            let length = prop_oneof![1..=max_tokens.div_ceil(8) as u32, 1..=max_tokens as u32];
-            (Just(max_tokens), vec(vec(length, 1..6), 2..=TENANTS))
-        }),
+        (max_tokens, lengths) in feeds(),
         max_rows in 1..16_usize,
         // Before it counts, batches of these tenants only.
         before in vec(vec(any::<Index>(), 1..3), 0..6),
         batches in 1..40_usize,
     ) {
         let tenants: Vec<usize> = (0..lengths.len()).collect();
-        let longest = lengths.iter().flatten().copied().max().unwrap_or(0) as usize;
+        let longest = longest(&lengths);
         let quantum = (max_tokens / 16).max(1);
-        let mut feed = Feed {
-            queue: BatchQueue::new(BatchPolicy { max_rows, max_tokens, ..BatchPolicy::default() }),
-            now: Instant::now(),
-            pushed: 0,
-            waiting: vec![0; tenants.len()],
-            next: vec![0; tenants.len()],
-            lengths,
-        };
+        let policy = BatchPolicy { max_rows, max_tokens, ..BatchPolicy::default() };
+        let mut feed = Feed::new(policy, lengths);
         for some in &before {
             let some: Vec<usize> = some.iter().map(|at| *at.get(&tenants)).collect();
             feed.next_batch(&some, max_rows);
@@ -803,6 +861,28 @@ proptest! {
                 let least = *sent.iter().min().unwrap_or(&0);
                 prop_assert!(most - least <= bound, "{:?} differ by more than {}", sent, bound);
             }
+        }
+    }
+
+    #[test]
+    fn a_row_leaves_within_a_bound_though_other_tenants_never_run_out(
+        (max_tokens, lengths) in feeds(),
+        max_rows in 1..16_usize,
+        before in 0..10_usize,
+    ) {
+        let others: Vec<usize> = (1..lengths.len()).collect();
+        let (length, longest) = (lengths[0][0] as usize, longest(&lengths));
+        let policy = BatchPolicy { max_rows, max_tokens, ..BatchPolicy::default() };
+        let bound = most_batches_before(&policy, length, longest, others.len());
+        let mut feed = Feed::new(policy, lengths);
+        for _ in 0..before {
+            feed.next_batch(&others, max_rows);
+        }
+        feed.push(0);
+        let mut missed = 0;
+        while feed.next_batch(&others, max_rows).iter().all(|&(tenant, _)| tenant != 0) {
+            missed += 1;
+            prop_assert!(missed <= bound, "{missed} batches left without it; {bound} may");
         }
     }
 }

@@ -77,8 +77,8 @@ impl Inference for TypedInference {
         let dimensions = request.dimensions;
         self.answer(&metadata, calls::embed(request), |answered| {
             EmbedResponse {
-                model: rows::model_info(&answered.model),
-                timing: rows::timing(answered),
+                model: Some(rows::model_info(&answered.model)),
+                timing: Some(rows::timing(answered)),
                 rows: rows::in_order(answered, |row, answer| rows::embed(row, answer, dimensions)),
             }
         })
@@ -93,8 +93,8 @@ impl Inference for TypedInference {
         let (top_k, least) = (request.top_k as usize, request.min_confidence);
         self.answer(&metadata, calls::classify(request), |answered| {
             ClassifyResponse {
-                model: rows::model_info(&answered.model),
-                timing: rows::timing(answered),
+                model: Some(rows::model_info(&answered.model)),
+                timing: Some(rows::timing(answered)),
                 rows: rows::in_order(answered, |row, answer| {
                     rows::classify(row, answer, &answered.model, top_k, least)
                 }),
@@ -116,8 +116,8 @@ impl Inference for TypedInference {
             });
             rows::rank(&mut ranked, top_n);
             RerankResponse {
-                model: rows::model_info(&answered.model),
-                timing: rows::timing(answered),
+                model: Some(rows::model_info(&answered.model)),
+                timing: Some(rows::timing(answered)),
                 rows: ranked,
             }
         })
@@ -132,8 +132,8 @@ impl Inference for TypedInference {
         let (texts, least) = (request.texts.clone(), request.min_confidence);
         self.answer(&metadata, calls::classify_tokens(request), |answered| {
             ClassifyTokensResponse {
-                model: rows::model_info(&answered.model),
-                timing: rows::timing(answered),
+                model: Some(rows::model_info(&answered.model)),
+                timing: Some(rows::timing(answered)),
                 rows: rows::in_order(answered, |row, answer| {
                     rows::classify_tokens(row, answer, &answered.model, &texts[row], least)
                 }),
@@ -159,7 +159,7 @@ impl Inference for TypedInference {
                 .tokenize(&model, call, with_special_tokens)
                 .await?;
             Ok(TokenizeResponse {
-                model: rows::model_info(&model),
+                model: Some(rows::model_info(&model)),
                 rows: rows
                     .into_iter()
                     .zip(&texts)

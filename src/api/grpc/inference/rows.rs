@@ -23,19 +23,19 @@ pub fn in_order<T>(answered: &Answered, encode: impl Fn(usize, &RowResult) -> T)
     rows.map(|(row, answer)| encode(row, answer)).collect()
 }
 
-pub fn model_info(model: &ServedModel) -> Option<ModelInfo> {
-    Some(ModelInfo {
+pub fn model_info(model: &ServedModel) -> ModelInfo {
+    ModelInfo {
         name: model.name.clone(),
         version: model.version.clone(),
-    })
+    }
 }
 
-pub fn timing(answered: &Answered) -> Option<Timing> {
-    Some(Timing {
+pub fn timing(answered: &Answered) -> Timing {
+    Timing {
         queue_us: answered.queue.as_micros() as u64,
         execute_us: answered.execute.as_micros() as u64,
         total_us: answered.received.elapsed().as_micros() as u64,
-    })
+    }
 }
 
 pub fn embed(row: usize, answer: &RowResult, dimensions: u32) -> EmbedRow {
@@ -52,8 +52,8 @@ pub fn embed(row: usize, answer: &RowResult, dimensions: u32) -> EmbedRow {
             error: None,
         },
         Err(error) => EmbedRow {
-            info: failed_info(row),
-            error: row_error(&error),
+            info: Some(failed_info(row)),
+            error: Some(row_error(&error)),
             ..EmbedRow::default()
         },
     }
@@ -75,8 +75,8 @@ pub fn classify(
         Ok(parts) => parts,
         Err(error) => {
             return ClassifyRow {
-                info: failed_info(row),
-                error: row_error(&error),
+                info: Some(failed_info(row)),
+                error: Some(row_error(&error)),
                 ..ClassifyRow::default()
             };
         }
@@ -134,9 +134,9 @@ pub fn rerank(row: usize, answer: &RowResult, documents: &[String], least: f32) 
             }
         }
         Err(error) => RerankRow {
-            info: failed_info(row),
+            info: Some(failed_info(row)),
             document,
-            error: row_error(&error),
+            error: Some(row_error(&error)),
             ..RerankRow::default()
         },
     }
@@ -187,8 +187,8 @@ pub fn classify_tokens(
             error: None,
         },
         Err(error) => ClassifyTokensRow {
-            info: failed_info(row),
-            error: row_error(&error),
+            info: Some(failed_info(row)),
+            error: Some(row_error(&error)),
             ..ClassifyTokensRow::default()
         },
     }
@@ -222,19 +222,19 @@ pub fn tokenize(
             error: None,
         },
         Err(error) => TokenizeRow {
-            info: failed_info(row),
-            error: row_error(&error),
+            info: Some(failed_info(row)),
+            error: Some(row_error(&error)),
             ..TokenizeRow::default()
         },
     }
 }
 
 /// The error of one row as a message.
-pub fn row_error(error: &RequestError) -> Option<RowError> {
-    Some(RowError {
+pub fn row_error(error: &RequestError) -> RowError {
+    RowError {
         code: map(error).grpc as i32,
         message: error.to_string(),
-    })
+    }
 }
 
 fn info(row: usize, answer: &AnsweredRow) -> RowInfo {
@@ -246,11 +246,11 @@ fn info(row: usize, answer: &AnsweredRow) -> RowInfo {
     }
 }
 
-fn failed_info(row: usize) -> Option<RowInfo> {
-    Some(RowInfo {
+fn failed_info(row: usize) -> RowInfo {
+    RowInfo {
         row: row as u32,
         ..RowInfo::default()
-    })
+    }
 }
 
 fn unexpected() -> RequestError {

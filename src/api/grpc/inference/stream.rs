@@ -47,7 +47,7 @@ pub async fn answer_rows(
         let refused = StreamResponse {
             id,
             last: true,
-            answer: rows::row_error(&error).map(Answer::Error),
+            answer: Some(Answer::Error(rows::row_error(&error))),
             ..StreamResponse::default()
         };
         replies.send(refused).await;
@@ -77,7 +77,7 @@ async fn run(
         let answer = StreamResponse {
             id: id.to_owned(),
             last: results.len() + 1 == boarded.rows,
-            model: rows::model_info(&model),
+            model: Some(rows::model_info(&model)),
             timing: Some(Timing {
                 queue_us: queue.as_micros() as u64,
                 execute_us: execute.as_micros() as u64,

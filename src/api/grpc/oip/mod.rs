@@ -307,7 +307,7 @@ impl GrpcInferenceService for OpenInference {
         &self,
         request: Request<pb::TraceSettingRequest>,
     ) -> Result<Response<pb::TraceSettingResponse>, Status> {
-        settings::trace(request.into_inner())
+        settings::trace(&request.into_inner())
             .map(Response::new)
             .map_err(|error| status_of(&error))
     }
@@ -317,7 +317,7 @@ impl GrpcInferenceService for OpenInference {
         request: Request<pb::LogSettingsRequest>,
     ) -> Result<Response<pb::LogSettingsResponse>, Status> {
         self.settings
-            .apply(request.into_inner())
+            .apply(&request.into_inner())
             .map(Response::new)
             .map_err(|error| status_of(&error))
     }

@@ -55,7 +55,7 @@ impl LogState {
     /// Changes what is asked, and tells all.
     pub fn apply(
         &self,
-        request: pb::LogSettingsRequest,
+        request: &pb::LogSettingsRequest,
     ) -> Result<pb::LogSettingsResponse, RequestError> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = state.unwrap_or(LogLevels::START);
@@ -125,7 +125,7 @@ fn tell(levels: LogLevels) -> pb::LogSettingsResponse {
 }
 
 /// Tells the trace settings; Triton's own trace files can't be turned on.
-pub fn trace(request: pb::TraceSettingRequest) -> Result<pb::TraceSettingResponse, RequestError> {
+pub fn trace(request: &pb::TraceSettingRequest) -> Result<pb::TraceSettingResponse, RequestError> {
     let off = |values: &[String]| values.iter().all(|value| value == "OFF");
     for (name, setting) in &request.settings {
         if name == "trace_level" && !off(&setting.value) {

@@ -2,12 +2,12 @@
 //!
 //! | task | inputs | outputs |
 //! | --- | --- | --- |
-//! | embed | TEXT, or INPUT_IDS with ATTENTION_MASK | EMBEDDING |
-//! | classify | TEXT, or INPUT_IDS with ATTENTION_MASK | SCORES, LABEL, CONFIDENCE |
-//! | rerank | QUERY, TEXT | SCORE, LOGIT |
-//! | tokens | TEXT | ENTITIES (JSON) |
+//! | embed | `TEXT`, or `INPUT_IDS` with `ATTENTION_MASK` | `EMBEDDING` |
+//! | classify | `TEXT`, or `INPUT_IDS` with `ATTENTION_MASK` | `SCORES`, `LABEL`, `CONFIDENCE` |
+//! | rerank | `QUERY`, `TEXT` | `SCORE`, `LOGIT` |
+//! | tokens | `TEXT` | `ENTITIES` (JSON) |
 //!
-//! Every task also gives TOKEN_COUNT and TRUNCATED. The first dimension of every tensor is the row.
+//! Every task also gives `TOKEN_COUNT` and `TRUNCATED`. The first dimension of every tensor is the row.
 
 use crate::{api::proto::inference as pb, config::Task, repository::ServedModel};
 

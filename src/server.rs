@@ -64,7 +64,9 @@ pub struct Server {
     closing: watch::Sender<bool>,
     grpc: JoinHandle<Result<(), ListenError>>,
     http: JoinHandle<std::io::Result<()>>,
-    loading: JoinHandle<usize>,
+    loading: JoinHandle<()>,
+    /// Kept so that those who watch it never see it close while the server runs.
+    _started: Arc<watch::Sender<bool>>,
     drain: Duration,
 }
 
@@ -87,12 +89,12 @@ impl Server {
             pool,
             config.limits.clone(),
         ));
-        let (started, is_started) = watch::channel(false);
+        let started = Arc::new(watch::Sender::new(false));
         let (closing, is_closing) = watch::channel(false);
         let shared = Shared {
             admission,
             metrics,
-            started: is_started,
+            started: started.subscribe(),
             closing: is_closing,
             max_stream_requests: config.grpc.max_stream_requests,
         };
@@ -104,11 +106,13 @@ impl Server {
         let http_address = http_listener.local_addr()?;
         let grpc_address = grpc_listener.local_addr()?;
 
+        let has_started = Arc::clone(&started);
         let loading = tokio::task::spawn_blocking(move || {
-            let loaded = names.iter().filter(|name| repository.load(name).is_ok());
-            let loaded = loaded.count();
-            started.send_replace(true);
-            loaded
+            for name in &names {
+                // Why one failed is in its state and in the log.
+                let _ = repository.load(name);
+            }
+            has_started.send_replace(true);
         });
         let http = tokio::spawn(http::serve(
             shared.clone(),
@@ -129,6 +133,7 @@ impl Server {
             grpc,
             http,
             loading,
+            _started: started,
             drain,
         })
     }

@@ -128,7 +128,7 @@ impl Admission {
         call: Call,
         context: CallContext,
     ) -> Result<Boarded, RequestError> {
-        call.check(&self.limits)?;
+        call.check(model.output_size, &self.limits)?;
         let deadline = context.deadline.map(|deadline| {
             let answer_by = deadline.checked_sub(REPLY_MARGIN).unwrap_or(deadline);
             tokio::time::Instant::from_std(answer_by)
@@ -241,7 +241,7 @@ impl Admission {
         call: Call,
         with_special_tokens: bool,
     ) -> Result<Vec<Result<EncodedRow, RequestError>>, RequestError> {
-        call.check(&self.limits)?;
+        call.check(model.output_size, &self.limits)?;
         if with_special_tokens {
             return self.encode_rows(model, call).await;
         }

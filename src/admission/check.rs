@@ -19,6 +19,8 @@ pub struct Call {
     pub rows: Vec<RowInput>,
     /// How they are cut.
     pub options: RowOptions,
+    /// Dimensions of an embedding that are wanted; 0 for all.
+    pub dimensions: usize,
     /// The field the rows come from, for errors: row 3 is named `field[3]`.
     pub field: &'static str,
 }
@@ -33,11 +35,12 @@ pub struct RowOptions {
 }
 
 impl Call {
-    /// Checks the request as a whole: that it has rows and not too many.
+    /// Checks the request as a whole: that it has rows and not too many, and asks for no more
+    /// dimensions than a model's output of `output_size` has.
     ///
     /// # Errors
     /// [`RequestError::InvalidArgument`] naming the field.
-    pub fn check(&self, limits: &LimitsConfig) -> Result<(), RequestError> {
+    pub fn check(&self, output_size: usize, limits: &LimitsConfig) -> Result<(), RequestError> {
         let rows = self.rows.len();
         if rows == 0 || rows > limits.max_rows {
             return Err(RequestError::invalid(
@@ -51,6 +54,13 @@ impl Call {
                 "max_tokens",
                 0,
                 "1 or more, or leave it out",
+            ));
+        }
+        if self.dimensions > output_size {
+            return Err(RequestError::invalid(
+                "dimensions",
+                self.dimensions,
+                format_args!("1 to {output_size}, or 0 for all"),
             ));
         }
         Ok(())

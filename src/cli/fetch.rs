@@ -20,8 +20,8 @@ pub struct Fetch {
     /// The models folder.
     #[arg(long, value_name = "DIR", default_value = "models", env = "FERRY_MODELS")]
     models: PathBuf,
-    /// The version to write.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    /// The version to write the files as.
+    #[arg(long = "as-version", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     version: u64,
     /// Another hub, or a mirror.
     #[arg(long, value_name = "URL", env = "HF_ENDPOINT")]

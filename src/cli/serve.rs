@@ -7,7 +7,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Failure, io_runtime};
 use crate::{
-    config::{ServerConfig, server::LogFormat},
+    config::{ServerConfig, Task, server::LogFormat},
+    repository::ModelState,
     server::Server,
     telemetry::logs,
 };
@@ -114,14 +115,11 @@ async fn serve(config: ServerConfig) -> Result<(), Failure> {
 
 /// Says what is served and gives a call to try.
 fn announce(server: &Server, ready: usize, require_all: bool) -> Result<(), Failure> {
-    use crate::{config::Task, repository::ModelState};
-    let mut failed = 0;
-    for standing in server.repository().standings() {
-        if let ModelState::Unavailable { reason } = standing.state {
-            failed += usize::from(standing.version.is_some());
-            tracing::warn!(model = standing.name, reason, "not served");
-        }
-    }
+    let states = server.repository().standings();
+    let failed = states.iter().filter(|standing| {
+        standing.version.is_some() && matches!(standing.state, ModelState::Unavailable { .. })
+    });
+    let failed = failed.count();
     if require_all && failed > 0 {
         return Err(format!("{failed} models failed to load and models.require_all is set").into());
     }
@@ -131,7 +129,7 @@ fn announce(server: &Server, ready: usize, require_all: bool) -> Result<(), Fail
                 .into(),
         );
     }
-    tracing::info!(models = ready, grpc = %server.grpc_address, http = %server.http_address, "serving");
+    tracing::info!(models = ready, not_served = failed, grpc = %server.grpc_address, http = %server.http_address, "serving");
     let models = server.repository().ready();
     let Some(model) = models.iter().find(|model| model.task() == Task::Embed) else {
         return Ok(());

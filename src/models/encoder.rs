@@ -1,5 +1,5 @@
-//! The encoder: one forward for BERT, RoBERTa and DistilBERT, which differ in names only once
-//! they are loaded.
+//! The encoder: one forward for all families, which differ in tensor names only and no longer do
+//! once they are loaded.
 //!
 //! ```text
 //! x = LayerNorm(word + position + type)
@@ -84,7 +84,7 @@ impl EncoderModel {
         Ok(Self {
             embed,
             layers,
-            head: LoadedHead::load(head, &plan.head, &mut weights)?,
+            head: LoadedHead::load(&plan.head, &mut weights)?,
             labels,
             single_token: head.single_token(),
             device: device.clone(),

@@ -111,23 +111,9 @@ pub(crate) enum LoadedHead {
 }
 
 impl LoadedHead {
-    pub fn load(head: &Head, plan: &HeadPlan, weights: &mut Checkpoint) -> Result<Self, LoadError> {
+    pub fn load(plan: &HeadPlan, weights: &mut Checkpoint) -> Result<Self, LoadError> {
         Ok(match plan {
-            HeadPlan::Embed => {
-                let Head::Embed {
-                    pooling,
-                    normalize,
-                    dimension,
-                } = *head
-                else {
-                    unreachable!("the plan of an embed head is made from an embed head")
-                };
-                Self::Embed(Pool {
-                    pooling,
-                    dimension,
-                    normalize,
-                })
-            }
+            HeadPlan::Embed(pool) => Self::Embed(*pool),
             HeadPlan::Sequence {
                 dense,
                 activation,

@@ -4,7 +4,7 @@
 
 use super::heads::Head;
 use super::spec::{EncoderSpec, Family};
-use crate::ops::Activation;
+use crate::ops::{Activation, Pool};
 
 /// An embedding table, `name.weight` `[rows, width]`.
 #[derive(Debug, Clone)]
@@ -46,7 +46,7 @@ pub(crate) struct LayerPlan {
 #[derive(Debug, Clone)]
 pub(crate) enum HeadPlan {
     /// Pooling has no weights.
-    Embed,
+    Embed(Pool),
     /// `out(activation(dense(x)))` on one token per row.
     Sequence {
         dense: LinearPlan,
@@ -125,7 +125,7 @@ impl EncoderPlan {
             tensors.extend(layer.feed_norm.tensors());
         }
         match &self.head {
-            HeadPlan::Embed => {}
+            HeadPlan::Embed(_) => {}
             HeadPlan::Sequence { dense, out, .. } => {
                 tensors.extend(dense.tensors());
                 tensors.extend(out.tensors());
@@ -204,7 +204,15 @@ impl HeadPlan {
         };
         let labels = spec.labels.len();
         match head {
-            Head::Embed { .. } => Self::Embed,
+            Head::Embed {
+                pooling,
+                normalize,
+                dimension,
+            } => Self::Embed(Pool {
+                pooling: *pooling,
+                dimension: *dimension,
+                normalize: *normalize,
+            }),
             Head::TokenClass => Self::Tokens {
                 out: linear(Name::Head("classifier"), labels),
             },

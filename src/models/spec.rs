@@ -20,9 +20,9 @@ const MAX_LABELS: usize = 100_000;
 pub enum Family {
     /// BERT and what is stored like it.
     Bert,
-    /// RoBERTa, XLM-RoBERTa, CamemBERT.
+    /// `RoBERTa`, `XLM-RoBERTa`, `CamemBERT`.
     Roberta,
-    /// DistilBERT.
+    /// `DistilBERT`.
     DistilBert,
 }
 
@@ -47,7 +47,7 @@ pub struct EncoderSpec {
     pub vocabulary: usize,
     /// Rows of the position table.
     pub positions: usize,
-    /// Position of a row's first token: 0, or `padding_idx + 1` in the RoBERTa family.
+    /// Position of a row's first token: 0, or `padding_idx + 1` in the `RoBERTa` family.
     pub position_offset: usize,
     /// Token types are below this; 0 where the family has none.
     pub type_vocabulary: usize,

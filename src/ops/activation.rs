@@ -9,7 +9,8 @@ use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 
 use super::operand::{dims2, f32_values, f32_values_mut};
 use super::parallel::for_row_blocks;
-use super::simd::{Arithmetic, Kernel, dispatch, erf, map_in_place, tanh};
+use super::simd::{Arithmetic, Kernel, dispatch};
+use super::vector_math::{Map, erf, map_in_place, tanh};
 
 /// Activation functions that encoders use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,31 +87,63 @@ impl Kernel for ActivateRows<'_> {
             for (x, b) in row.iter_mut().zip(self.bias) {
                 *x += b;
             }
-            // The row lies in L1 now; chosen here, not per value, so that each loop vectorizes.
+            // The row lies in L1 now; chosen here, not per value, so that each loop is vector code.
             match self.activation {
                 Activation::Identity => {}
-                Activation::Gelu => map_in_place(row, gelu::<A>),
-                Activation::GeluTanh => map_in_place(row, gelu_tanh::<A>),
-                // Not `max`, which would turn NaN into 0.
-                Activation::Relu => map_in_place(row, |x| if x < 0.0 { 0.0 } else { x }),
-                Activation::Tanh => map_in_place(row, tanh::<A>),
+                Activation::Gelu => map_in_place::<A, Gelu>(row),
+                Activation::GeluTanh => map_in_place::<A, GeluTanh>(row),
+                Activation::Relu => map_in_place::<A, Relu>(row),
+                Activation::Tanh => map_in_place::<A, Tanh>(row),
             }
         }
     }
 }
 
-#[inline(always)]
-fn gelu<A: Arithmetic>(x: f32) -> f32 {
-    let half = 0.5 * x;
-    A::mul_add(half, erf::<A>(x * std::f32::consts::FRAC_1_SQRT_2), half)
+struct Gelu;
+
+impl Map for Gelu {
+    #[inline(always)]
+    fn apply<A: Arithmetic>(x: A::Vector) -> A::Vector {
+        let half = A::mul(x, A::splat(0.5));
+        let erf = erf::<A>(A::mul(x, A::splat(std::f32::consts::FRAC_1_SQRT_2)));
+        A::mul_add_vector(half, erf, half)
+    }
 }
 
-#[inline(always)]
-fn gelu_tanh<A: Arithmetic>(x: f32) -> f32 {
-    const SQRT_2_OVER_PI: f32 = 0.797_884_56;
-    let half = 0.5 * x;
-    let inner = SQRT_2_OVER_PI * A::mul_add(0.044_715 * x * x, x, x);
-    A::mul_add(half, tanh::<A>(inner), half)
+struct GeluTanh;
+
+impl Map for GeluTanh {
+    #[inline(always)]
+    fn apply<A: Arithmetic>(x: A::Vector) -> A::Vector {
+        const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+        let half = A::mul(x, A::splat(0.5));
+        let square = A::mul(x, x);
+        // √(2/π)·x·(1 + 0.044715·x²)
+        let inner = A::mul_add_vector(
+            square,
+            A::splat(0.044_715 * SQRT_2_OVER_PI),
+            A::splat(SQRT_2_OVER_PI),
+        );
+        A::mul_add_vector(half, tanh::<A>(A::mul(x, inner)), half)
+    }
+}
+
+struct Relu;
+
+impl Map for Relu {
+    #[inline(always)]
+    fn apply<A: Arithmetic>(x: A::Vector) -> A::Vector {
+        A::max(A::splat(0.0), x)
+    }
+}
+
+struct Tanh;
+
+impl Map for Tanh {
+    #[inline(always)]
+    fn apply<A: Arithmetic>(x: A::Vector) -> A::Vector {
+        tanh::<A>(x)
+    }
 }
 
 #[cfg(test)]

@@ -26,7 +26,8 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::operand::{check_cu_seqlens, dims2, f32_values, read, u32_values};
-use super::simd::{Arithmetic, Kernel, Tile, WIDTH, dispatch, exp};
+use super::simd::{Arithmetic, Kernel, Tile, WIDTH, dispatch};
+use super::vector_math::exp;
 
 /// Keys per tile: scores of a tile are `KEYS · 16` floats, 3 KiB, and stay in L1 together with
 /// the tile's keys and values for head sizes up to 64.
@@ -338,7 +339,11 @@ fn score_group<A: Arithmetic, const V: usize>(
     let keys: [&[f32]; KEY_GROUP] = std::array::from_fn(|j| &keys[j * dim..][..dim]);
     let mut tile = Tile::<A, KEY_GROUP, V>::zero();
     for (p, query) in queries.iter().enumerate() {
-        tile.add(std::array::from_fn(|j| keys[j][p]), query);
+        let mut column = [0f32; KEY_GROUP];
+        for j in 0..KEY_GROUP {
+            column[j] = keys[j][p];
+        }
+        tile.add(column, query);
     }
     for (j, score) in scores.iter_mut().enumerate() {
         *score = tile.row(j);
@@ -359,26 +364,21 @@ impl<const V: usize> Running<V> {
     fn weigh<A: Arithmetic>(&mut self, scores: &mut [Lanes<V>]) -> Lanes<V> {
         let mut rescale = [[0f32; WIDTH]; V];
         for v in 0..V {
-            let old = self.max[v];
+            let old = A::load(&self.max[v]);
             let mut max = old;
             for score in scores.iter() {
-                for (m, s) in max.iter_mut().zip(&score[v]) {
-                    *m = if *s > *m { *s } else { *m };
-                }
+                max = A::max(A::load(&score[v]), max);
             }
-            let mut sum = self.sum[v];
-            for i in 0..WIDTH {
-                rescale[v][i] = exp::<A>(old[i] - max[i]);
-                sum[i] *= rescale[v][i];
-            }
+            let shrink = exp::<A>(A::sub(old, max));
+            let mut sum = A::mul(A::load(&self.sum[v]), shrink);
             for score in scores.iter_mut() {
-                for i in 0..WIDTH {
-                    score[v][i] = exp::<A>(score[v][i] - max[i]);
-                    sum[i] += score[v][i];
-                }
+                let weight = exp::<A>(A::sub(A::load(&score[v]), max));
+                sum = A::add(sum, weight);
+                A::store(weight, &mut score[v]);
             }
-            self.max[v] = max;
-            self.sum[v] = sum;
+            A::store(shrink, &mut rescale[v]);
+            A::store(max, &mut self.max[v]);
+            A::store(sum, &mut self.sum[v]);
         }
         rescale
     }
@@ -398,9 +398,9 @@ fn add_values<A: Arithmetic, const V: usize>(
     for column in (0..padded).step_by(DIMS) {
         let mut tile = Tile::<A, QUERY_GROUP, { DIMS / WIDTH }>::zero();
         for (weight, value) in weights.iter().zip(values.chunks_exact(padded)) {
-            let weight = &weight.as_flattened()[query..][..QUERY_GROUP];
+            let weight = weight.as_flattened()[query..].as_chunks::<QUERY_GROUP>().0;
             let value = value[column..][..DIMS].as_chunks().0.as_chunks().0;
-            tile.add(std::array::from_fn(|i| weight[i]), &value[0]);
+            tile.add(weight[0], &value[0]);
         }
         for i in 0..QUERY_GROUP {
             let sums = &mut sums[i * padded + column..][..DIMS];

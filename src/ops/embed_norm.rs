@@ -8,8 +8,8 @@
 //! cu_seqlens      [rows + 1]   u32        position  [positions, hidden]    f32, optional
 //! y               [tokens, hidden]  f32   type      [types, hidden]        f32, optional
 //! ```
-//! `BertEmbeddings` of Devlin et al. 2018 (arXiv:1810.04805). RoBERTa begins its positions at
-//! `padding_idx + 1`; DistilBERT has no types.
+//! `BertEmbeddings` of Devlin et al. 2018 (arXiv:1810.04805). `RoBERTa` begins its positions at
+//! `padding_idx + 1`; `DistilBERT` has no types.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 

@@ -272,7 +272,11 @@ impl Piece<'_> {
         let mut tile = Tile::<A, M, { COLUMNS / WIDTH }>::zero();
         for (k, w) in self.panel.iter().enumerate() {
             let (vectors, _) = w.as_chunks::<WIDTH>();
-            tile.add(std::array::from_fn(|i| x[i][k]), &[vectors[0], vectors[1]]);
+            let mut column = [0f32; M];
+            for i in 0..M {
+                column[i] = x[i][k];
+            }
+            tile.add(column, &[vectors[0], vectors[1]]);
         }
         let width = COLUMNS.min(self.outputs - self.first_output);
         for i in 0..M {

@@ -5,6 +5,11 @@
 //! padding, `[tokens, features]`, and `cu_seqlens` (u32, `[rows + 1]`, from 0 to `tokens`,
 //! non-decreasing) says where each row of the batch begins and ends.
 
+#![allow(
+    clippy::inline_always,
+    reason = "only what is inlined into the AVX2 entry point is compiled for AVX2, see simd.rs"
+)]
+
 pub mod activation;
 pub mod attention;
 pub mod embed_norm;
@@ -16,6 +21,7 @@ mod layer_norm;
 mod operand;
 mod parallel;
 mod simd;
+mod vector_math;
 
 #[cfg(test)]
 mod testing;

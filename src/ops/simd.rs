@@ -3,8 +3,8 @@
 //!
 //! The build targets baseline x86-64, so a kernel is written once, generic over [`Arithmetic`],
 //! and compiled twice: portably, and inlined into a function that may use AVX2 and FMA. There LLVM
-//! turns plain elementwise loops into 256-bit code by itself. Register tiles, which it would
-//! spill, are written with [`Arithmetic::Vector`].
+//! turns sums and the like into 256-bit code by itself. Register tiles and polynomials, which it
+//! leaves scalar or spills, are written with [`Arithmetic::Vector`].
 
 /// Floats per step of the elementwise loops: two AVX2 registers, so that two independent
 /// chains are in flight.
@@ -22,6 +22,16 @@ pub(crate) trait Arithmetic: Copy {
     fn load(values: &[f32; WIDTH]) -> Self::Vector;
     fn store(vector: Self::Vector, values: &mut [f32; WIDTH]);
     fn mul_add_vector(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+    fn mul(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    fn sub(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    fn div(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `b` where `a` or `b` is NaN, so that a bound given as `a` lets NaN pass.
+    fn max(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// As for `max`.
+    fn min(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// `2^n` for an integer `n` in the low mantissa bits.
+    fn power_of_two(n: Self::Vector) -> Self::Vector;
 }
 
 /// Multiply, then add: `f32::mul_add` would be a library call on a target without FMA.
@@ -55,6 +65,41 @@ impl Arithmetic for Portable {
     fn mul_add_vector(a: [f32; WIDTH], b: [f32; WIDTH], c: [f32; WIDTH]) -> [f32; WIDTH] {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
+
+    #[inline(always)]
+    fn mul(a: [f32; WIDTH], b: [f32; WIDTH]) -> [f32; WIDTH] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn add(a: [f32; WIDTH], b: [f32; WIDTH]) -> [f32; WIDTH] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn sub(a: [f32; WIDTH], b: [f32; WIDTH]) -> [f32; WIDTH] {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    fn div(a: [f32; WIDTH], b: [f32; WIDTH]) -> [f32; WIDTH] {
+        std::array::from_fn(|i| a[i] / b[i])
+    }
+
+    #[inline(always)]
+    fn max(a: [f32; WIDTH], b: [f32; WIDTH]) -> [f32; WIDTH] {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn min(a: [f32; WIDTH], b: [f32; WIDTH]) -> [f32; WIDTH] {
+        std::array::from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn power_of_two(n: [f32; WIDTH]) -> [f32; WIDTH] {
+        std::array::from_fn(|i| f32::from_bits(n[i].to_bits().wrapping_add(127) << 23))
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -66,7 +111,10 @@ use avx2::Avx2;
 mod avx2 {
     use super::{Arithmetic, WIDTH};
     use std::arch::x86_64::{
-        __m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps,
+        __m256, _mm256_add_epi32, _mm256_add_ps, _mm256_castps_si256, _mm256_castsi256_ps,
+        _mm256_div_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps,
+        _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+        _mm256_sub_ps,
     };
 
     #[derive(Clone, Copy)]
@@ -102,6 +150,51 @@ mod avx2 {
         fn mul_add_vector(a: __m256, b: __m256, c: __m256) -> __m256 {
             // SAFETY: FMA is there.
             unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+
+        #[inline(always)]
+        fn mul(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: AVX is there.
+            unsafe { _mm256_mul_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn add(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: AVX is there.
+            unsafe { _mm256_add_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn sub(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: AVX is there.
+            unsafe { _mm256_sub_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn div(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: AVX is there.
+            unsafe { _mm256_div_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn max(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: AVX is there.
+            unsafe { _mm256_max_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn min(a: __m256, b: __m256) -> __m256 {
+            // SAFETY: AVX is there.
+            unsafe { _mm256_min_ps(a, b) }
+        }
+
+        #[inline(always)]
+        fn power_of_two(n: __m256) -> __m256 {
+            // SAFETY: AVX2 is there.
+            unsafe {
+                let exponent = _mm256_add_epi32(_mm256_castps_si256(n), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+            }
         }
     }
 }
@@ -145,6 +238,10 @@ pub(crate) struct Tile<A: Arithmetic, const ROWS: usize, const VECTORS: usize>(
     [[A::Vector; VECTORS]; ROWS],
 );
 
+#[allow(
+    clippy::needless_range_loop,
+    reason = "iterators over vectors might not be inlined, and the tile would go through memory"
+)]
 impl<A: Arithmetic, const ROWS: usize, const VECTORS: usize> Tile<A, ROWS, VECTORS> {
     #[inline(always)]
     pub fn zero() -> Self {
@@ -154,11 +251,10 @@ impl<A: Arithmetic, const ROWS: usize, const VECTORS: usize> Tile<A, ROWS, VECTO
     /// Adds the outer product of a column of the left matrix and a row of the right one.
     #[inline(always)]
     pub fn add(&mut self, left: [f32; ROWS], right: &[[f32; WIDTH]; VECTORS]) {
-        let right: [A::Vector; VECTORS] = std::array::from_fn(|v| A::load(&right[v]));
-        for (sums, left) in self.0.iter_mut().zip(left) {
-            let left = A::splat(left);
-            for (sum, right) in sums.iter_mut().zip(right) {
-                *sum = A::mul_add_vector(left, right, *sum);
+        for i in 0..ROWS {
+            let left = A::splat(left[i]);
+            for v in 0..VECTORS {
+                self.0[i][v] = A::mul_add_vector(left, A::load(&right[v]), self.0[i][v]);
             }
         }
     }
@@ -167,8 +263,8 @@ impl<A: Arithmetic, const ROWS: usize, const VECTORS: usize> Tile<A, ROWS, VECTO
     #[inline(always)]
     pub fn row(&self, row: usize) -> [[f32; WIDTH]; VECTORS] {
         let mut values = [[0f32; WIDTH]; VECTORS];
-        for (values, sum) in values.iter_mut().zip(self.0[row]) {
-            A::store(sum, values);
+        for v in 0..VECTORS {
+            A::store(self.0[row][v], &mut values[v]);
         }
         values
     }
@@ -203,105 +299,9 @@ pub(crate) fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 
     lanes[0]
 }
 
-/// Applies `f` to every value in place; a short last chunk is padded, so that `f` is only ever
-/// compiled as vector code.
-#[inline(always)]
-pub(crate) fn map_in_place(values: &mut [f32], f: impl Fn(f32) -> f32) {
-    let (chunks, rest) = values.as_chunks_mut::<LANES>();
-    for chunk in chunks {
-        for x in chunk {
-            *x = f(*x);
-        }
-    }
-    if !rest.is_empty() {
-        let mut padded = [0f32; LANES];
-        padded[..rest.len()].copy_from_slice(rest);
-        for x in &mut padded {
-            *x = f(*x);
-        }
-        rest.copy_from_slice(&padded[..rest.len()]);
-    }
-}
-
-/// `e^x` to about 2 ulp for `x ≤ 88`; below −87.3 it is a tiny positive number, not zero.
-///
-/// `x = n·ln 2 + r` with `|r| ≤ ln 2 / 2`; `e^r` by the degree-6 polynomial of Cephes `expf`;
-/// `2^n` is put together in the exponent bits. No branch and no table, so loops over it
-/// vectorize.
-#[inline(always)]
-pub(crate) fn exp<A: Arithmetic>(x: f32) -> f32 {
-    // Adding 1.5·2²³ rounds to the nearest integer, which is then in the low mantissa bits.
-    const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts: the first has few bits, so that n times it is exact.
-    const LN2_HIGH: f32 = 0.693_359_375;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = x.clamp(-87.3, 88.0);
-    let shifted = A::mul_add(x, std::f32::consts::LOG2_E, ROUND);
-    let n = shifted - ROUND;
-    let r = A::mul_add(n, -LN2_HIGH, x);
-    let r = A::mul_add(n, -LN2_LOW, r);
-    let mut p = 1.987_569_1e-4;
-    p = A::mul_add(p, r, 1.398_199_9e-3);
-    p = A::mul_add(p, r, 8.333_452e-3);
-    p = A::mul_add(p, r, 4.166_579_6e-2);
-    p = A::mul_add(p, r, 1.666_666_5e-1);
-    p = A::mul_add(p, r, 0.5);
-    p = A::mul_add(p, r * r, r) + 1.0;
-    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
-    p * power
-}
-
-/// `tanh x` to 4e-7 absolute: the odd-over-even rational of Eigen's `ptanh`, which reaches ±1
-/// at the clamp.
-#[inline(always)]
-pub(crate) fn tanh<A: Arithmetic>(x: f32) -> f32 {
-    let x = x.clamp(-7.905_311, 7.905_311);
-    let s = x * x;
-    let mut p = -2.760_768_5e-16;
-    p = A::mul_add(p, s, 2.000_188e-13);
-    p = A::mul_add(p, s, -8.604_672e-11);
-    p = A::mul_add(p, s, 5.122_297e-8);
-    p = A::mul_add(p, s, 1.485_722_4e-5);
-    p = A::mul_add(p, s, 6.372_619e-4);
-    p = A::mul_add(p, s, 4.893_524_6e-3);
-    let mut q = 1.198_258_4e-6;
-    q = A::mul_add(q, s, 1.185_347_1e-4);
-    q = A::mul_add(q, s, 2.268_434_6e-3);
-    q = A::mul_add(q, s, 4.893_525e-3);
-    x * p / q
-}
-
-/// `erf x` to 5e-7 absolute: the odd-over-even rational of Eigen's `perf`, clamped to ±4, beyond
-/// which `erf` is ±1 in f32.
-#[inline(always)]
-pub(crate) fn erf<A: Arithmetic>(x: f32) -> f32 {
-    let x = x.clamp(-4.0, 4.0);
-    let s = x * x;
-    let mut p = -2.726_142_3e-10;
-    p = A::mul_add(p, s, 2.770_681_4e-8);
-    p = A::mul_add(p, s, -2.101_024e-6);
-    p = A::mul_add(p, s, -5.692_506_4e-5);
-    p = A::mul_add(p, s, -7.349_906_3e-4);
-    p = A::mul_add(p, s, -2.954_599_8e-3);
-    p = A::mul_add(p, s, -1.609_603_3e-2);
-    let mut q = -1.456_607_2e-5;
-    q = A::mul_add(q, s, -2.133_740_6e-4);
-    q = A::mul_add(q, s, -1.682_827e-3);
-    q = A::mul_add(q, s, -7.373_329e-3);
-    q = A::mul_add(q, s, -1.426_473_9e-2);
-    x * p / q
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::testing::erf_f64;
     use super::*;
-
-    /// Only for the scalar functions: outside of [`run_avx2`] there are no vectors.
-    #[cfg(target_arch = "x86_64")]
-    use Avx2 as Best;
-    #[cfg(not(target_arch = "x86_64"))]
-    use Portable as Best;
 
     struct TwiceTheSum<'a>(&'a [f32]);
 
@@ -311,59 +311,6 @@ mod tests {
         #[inline(always)]
         fn run<A: Arithmetic>(self) -> f32 {
             sum_of(self.0, |x| 2.0 * x)
-        }
-    }
-
-    /// Largest `|f(x) − reference(x)| / scale(reference)` over a grid, both code paths.
-    fn worst(
-        range: std::ops::Range<f32>,
-        portable: fn(f32) -> f32,
-        fused: fn(f32) -> f32,
-        reference: fn(f64) -> f64,
-        relative: bool,
-    ) -> f64 {
-        let steps = 400_001;
-        (0..steps)
-            .map(|i| range.start + (range.end - range.start) * (i as f32 / (steps - 1) as f32))
-            .flat_map(|x| [(x, portable(x)), (x, fused(x))])
-            .map(|(x, y)| {
-                let expected = reference(f64::from(x));
-                let error = (f64::from(y) - expected).abs();
-                if relative { error / expected } else { error }
-            })
-            .fold(0.0, f64::max)
-    }
-
-    #[test]
-    fn exp_is_within_two_ulp_of_f64() {
-        let e = worst(-87.0..88.0, exp::<Portable>, exp::<Best>, f64::exp, true);
-        assert!(e < 2.5e-7, "relative error {e:e}");
-        assert!(exp::<Best>(f32::NEG_INFINITY) < 2e-38);
-        assert!((exp::<Best>(0.0) - 1.0).abs() < f32::EPSILON);
-    }
-
-    #[test]
-    fn tanh_is_within_four_e_minus_seven() {
-        let e = worst(
-            -20.0..20.0,
-            tanh::<Portable>,
-            tanh::<Best>,
-            f64::tanh,
-            false,
-        );
-        assert!(e < 4e-7, "absolute error {e:e}");
-    }
-
-    #[test]
-    fn erf_is_within_five_e_minus_seven() {
-        let e = worst(-6.0..6.0, erf::<Portable>, erf::<Best>, erf_f64, false);
-        assert!(e < 5e-7, "absolute error {e:e}");
-    }
-
-    #[test]
-    fn the_polynomials_carry_nan_through() {
-        for f in [exp::<Best>, tanh::<Best>, erf::<Best>] {
-            assert!(f(f32::NAN).is_nan());
         }
     }
 

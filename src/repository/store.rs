@@ -114,7 +114,11 @@ impl Repository {
                     tracing::error!(model = name, %error, "load failed; the old version serves on");
                     self.set(name, ready);
                 } else {
-                    tracing::error!(model = name, %error, "load failed");
+                    if matches!(error, LoadError::Task(_)) {
+                        tracing::warn!(model = name, %error, "not served");
+                    } else {
+                        tracing::error!(model = name, %error, "load failed");
+                    }
                     let reason = reason.clone();
                     self.set(name, ModelState::Unavailable { reason });
                 }

@@ -207,6 +207,32 @@ async fn rows_beyond_the_bound_are_refused_at_once_with_a_hint() {
 }
 
 #[tokio::test]
+async fn a_request_that_can_not_make_its_deadline_is_refused_at_the_door() {
+    let forward: Forward = Arc::new(|batch| Ok(echo(batch)));
+    let engine = engine(BatchPolicy::default(), 1, &forward);
+    // A batch takes a second, the engine is told.
+    for _ in 0..20 {
+        engine.teach(1, 1, Duration::from_secs(1));
+    }
+    let refused = loop {
+        let now = Instant::now();
+        let soon = Some(now + Duration::from_millis(300));
+        match engine.submit(rows([1]), &departure(soon), now) {
+            Err(error) => break error,
+            // The dispatcher has not heard it yet.
+            Ok(answers) => drop(answers),
+        }
+    };
+    let RequestError::DeadlineUnreachable { needed, left, .. } = refused else {
+        panic!("{refused}");
+    };
+    assert!(needed > Duration::from_millis(500) && left <= Duration::from_millis(300));
+    assert!(refused.retry_after() > Some(Duration::from_millis(100)));
+    let patient = Some(Instant::now() + Duration::from_secs(100));
+    assert!(engine.submit(rows([1]), &departure(patient), Instant::now()).is_ok());
+}
+
+#[tokio::test]
 async fn what_waits_is_run_when_the_engine_is_dropped() {
     let (forward, go, ran) = held();
     let engine = engine(BatchPolicy::default(), 1, &forward);

@@ -191,7 +191,7 @@ async fn a_row_that_is_too_long_fails_alone() {
     assert!(answer.rows[0].error.is_none() && answer.rows[2].error.is_none());
     let error = answer.rows[1].error.as_ref().unwrap();
     assert_eq!(error.code, Code::InvalidArgument as i32);
-    assert!(error.message.starts_with("texts[1]: found 50"), "{}", error.message);
+    assert!(error.message.starts_with("texts[1]: found 1502 tokens; allowed: at most 64"), "{}", error.message);
 
     let cut = running.typed().embed(embed(&[&long])).await.unwrap().into_inner();
     let info = cut.rows[0].info.unwrap();

@@ -49,12 +49,12 @@ async fn report(reporter: HealthReporter, shared: Shared) {
             reporter.set_service_status(name, serving(open)).await;
         }
         known.extend(ready);
-        let changed = tokio::select! {
-            changed = models.changed() => changed,
-            changed = started.changed() => changed,
-            changed = closing.changed() => changed,
+        let over = tokio::select! {
+            changed = models.changed() => changed.is_err(),
+            changed = started.changed() => changed.is_err(),
+            _ = closing.wait_for(|closing| *closing) => true,
         };
-        if changed.is_err() || *closing.borrow() {
+        if over {
             // The last word before the listener closes: nothing is served any more.
             for name in known.iter().map(String::as_str).chain([""]) {
                 reporter

@@ -13,7 +13,9 @@ use crate::{
 
 pub fn embed(request: EmbedRequest) -> Result<Call, RequestError> {
     let (rows, field) = texts_or_ids(request.texts, request.token_ids)?;
-    call(request.options, Some(Task::Embed), rows, field)
+    let mut call = call(request.options, Some(Task::Embed), rows, field)?;
+    call.dimensions = request.dimensions as usize;
+    Ok(call)
 }
 
 pub fn classify(request: ClassifyRequest) -> Result<Call, RequestError> {
@@ -73,6 +75,7 @@ fn call(
             truncation,
             max_tokens: Some(options.max_tokens as usize).filter(|&limit| limit > 0),
         },
+        dimensions: 0,
         field,
     })
 }

@@ -43,7 +43,7 @@ pub fn embed(row: usize, answer: &RowResult, dimensions: u32) -> EmbedRow {
         let RowOutput::Embedding(values) = &answer.answer.output else {
             return Err(unexpected());
         };
-        Ok((info(row, answer), shorten(values, dimensions)?))
+        Ok((info(row, answer), shorten(values, dimensions)))
     });
     match encoded {
         Ok((info, embedding)) => EmbedRow {
@@ -258,25 +258,16 @@ fn unexpected() -> RequestError {
 }
 
 /// Keeps the first `dimensions` of a vector (0 for all) and scales it to length 1 again.
-///
-/// # Errors
-/// When the vector has fewer.
-pub fn shorten(values: &[f32], dimensions: u32) -> Result<Vec<f32>, RequestError> {
-    let dimensions = dimensions as usize;
-    if dimensions > values.len() {
-        return Err(RequestError::invalid(
-            "dimensions",
-            dimensions,
-            format_args!("1 to {}, or 0 for all", values.len()),
-        ));
-    }
-    if dimensions == 0 || dimensions == values.len() {
-        return Ok(values.to_vec());
-    }
-    let kept = &values[..dimensions];
+pub fn shorten(values: &[f32], dimensions: u32) -> Vec<f32> {
+    let Some(kept) = values
+        .get(..dimensions as usize)
+        .filter(|kept| !kept.is_empty() && kept.len() < values.len())
+    else {
+        return values.to_vec();
+    };
     let length = kept.iter().map(|value| value * value).sum::<f32>().sqrt();
     let scale = if length > 0.0 { length.recip() } else { 1.0 };
-    Ok(kept.iter().map(|value| value * scale).collect())
+    kept.iter().map(|value| value * scale).collect()
 }
 
 /// The number of characters before byte `at` of `text`; a place inside a character counts it in.

@@ -47,6 +47,7 @@ pub fn empty_call(model: &ServedModel) -> Call {
         task: None,
         rows: Vec::new(),
         options: RowOptions::default(),
+        dimensions: 0,
         field: "inputs",
     }
 }
@@ -99,6 +100,7 @@ pub fn decode(
             task: None,
             rows,
             options: options.rows,
+            dimensions: options.dimensions as usize,
             field,
         },
         context,

@@ -36,7 +36,7 @@ pub fn encode(
         .iter()
         .map(|row| row.as_ref().map_err(Clone::clone))
         .collect::<Result<_, _>>()?;
-    let columns = Columns::of(model, &rows, texts, wanted.dimensions)?;
+    let columns = Columns::of(model, &rows, texts, wanted.dimensions);
     let specs = outputs_of(model);
     let all: Vec<(String, usize)>;
     let names = if wanted.outputs.is_empty() {
@@ -100,7 +100,7 @@ impl<'a> Columns<'a> {
         rows: &'a [&'a AnsweredRow],
         texts: &[String],
         dimensions: u32,
-    ) -> Result<Self, RequestError> {
+    ) -> Self {
         let mut columns = Self {
             rows,
             values: Vec::with_capacity(rows.len()),
@@ -110,7 +110,7 @@ impl<'a> Columns<'a> {
         };
         for (at, row) in rows.iter().enumerate() {
             match &row.answer.output {
-                RowOutput::Embedding(values) => columns.values.push(shorten(values, dimensions)?),
+                RowOutput::Embedding(values) => columns.values.push(shorten(values, dimensions)),
                 RowOutput::Logits(logits) if model.task() == crate::config::Task::Rerank => {
                     let logit = logits.first().copied().unwrap_or_default();
                     columns.values.push(vec![quality::sigmoid(logit), logit]);
@@ -126,7 +126,7 @@ impl<'a> Columns<'a> {
                 }
             }
         }
-        Ok(columns)
+        columns
     }
 
     /// Type, width and raw contents of one output.

@@ -1,0 +1,66 @@
+//! The commands of the binary.
+
+use std::process::{Command, Output};
+
+use super::support::{models_of, root};
+
+fn ferry(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ferry"))
+        .args(arguments)
+        .current_dir(root())
+        .env_remove("FERRY_MODELS")
+        .output()
+        .unwrap()
+}
+
+fn printed(output: &Output) -> String {
+    assert!(output.status.success(), "{}", refused(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn refused(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn the_printed_configuration_is_a_configuration() {
+    let output = ferry(&["serve", "--grpc-port", "7", "--print-config"]);
+    let config: ferry::config::ServerConfig = toml::from_str(&printed(&output)).unwrap();
+    assert_eq!(config.grpc.port, 7);
+}
+
+#[test]
+fn a_wrong_configuration_stops_the_start_with_its_line() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[grpc]\nport = 8001\nhots = \"::\"\n").unwrap();
+    let output = ferry(&["serve", "--config", file.path().to_str().unwrap()]);
+    assert!(!output.status.success());
+    let error = refused(&output);
+    assert!(error.contains("line 3") && error.contains("hots"), "{error}");
+}
+
+#[test]
+fn inspect_tells_what_a_model_is_made_of() {
+    let models = models_of(&["tiny-bert-embed"]);
+    let folder = models.path().to_str().unwrap();
+    let output = ferry(&["inspect", "tiny-bert-embed", "--models", folder, "--tensors"]);
+    let text = printed(&output);
+    for part in ["BertModel", "embed", "embeddings.word_embeddings.weight", "F32", "MiB"] {
+        assert!(text.contains(part), "{part} not in {text}");
+    }
+    let output = ferry(&["inspect", "tiny-bert-embed", "--models", folder, "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&printed(&output)).unwrap();
+    assert_eq!(json["task"], "embed");
+    let output = ferry(&["inspect", "nobody", "--models", folder]);
+    assert!(refused(&output).contains("tiny-bert-embed"));
+}
+
+#[test]
+fn serving_an_empty_folder_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = folder.path().to_str().unwrap();
+    let arguments = ["serve", "--models", models, "--grpc-port", "0", "--http-port", "0"];
+    let output = ferry(&arguments);
+    assert!(!output.status.success());
+    assert!(refused(&output).contains("models/fetch.py"), "{}", refused(&output));
+}

@@ -10,7 +10,7 @@ use divan::counter::ItemsCount;
 use ferry::models::{EncoderModel, Head, LoadOptions, PackedBatch};
 use ferry::ops::Pooling;
 
-/// What the server uses, and half the difference at these sizes is the allocator's.
+/// What the server uses: large activations are not given back to the kernel after every op.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -203,7 +203,8 @@ fn names_to_serve(
         }
         if model.versions.is_empty() && !asked_for {
             // A manifest whose weights were not fetched is no fault, unless it was named.
-            let reason = "no version on disk; fetch its weights with models/fetch.py or ferry fetch";
+            let reason =
+                "no version on disk; fetch its weights with models/fetch.py or ferry fetch";
             tracing::warn!(model = model.name, "not served: {reason}");
             repository.mark_unavailable(&model.name, reason.to_owned());
             continue;

@@ -222,7 +222,8 @@ impl Admission {
                 vec![Err(EncodeError::Failed("it panicked".to_owned())); rows.len()]
             });
             for (row, result) in rows.into_iter().zip(results) {
-                encoded[row] = Some(result.map_err(|error| encode_error(call.row_name(row), error)));
+                encoded[row] =
+                    Some(result.map_err(|error| encode_error(call.row_name(row), error)));
             }
         }
         Ok(encoded
@@ -293,8 +294,8 @@ impl Boarded {
         Some((
             row,
             answer.and_then(|answer| {
-                let (encoded, tokens) = encoded
-                    .ok_or_else(|| RequestError::internal("a row was answered twice"))?;
+                let (encoded, tokens) =
+                    encoded.ok_or_else(|| RequestError::internal("a row was answered twice"))?;
                 Ok(AnsweredRow {
                     answer,
                     encoded,

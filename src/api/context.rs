@@ -13,10 +13,7 @@ use crate::{admission::CallContext, error::RequestError};
 ///
 /// # Errors
 /// [`RequestError::InvalidArgument`] naming the key whose value isn't understood.
-pub fn read_context(
-    metadata: &MetadataMap,
-    max_bytes: usize,
-) -> Result<CallContext, RequestError> {
+pub fn read_context(metadata: &MetadataMap, max_bytes: usize) -> Result<CallContext, RequestError> {
     let received = Instant::now();
     let mut context = CallContext::plain(received);
     if let Some(timeout) = read(metadata, "grpc-timeout", max_bytes)? {
@@ -86,7 +83,10 @@ mod tests {
     #[test]
     fn timeouts_are_read_as_grpc_writes_them() {
         assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(parse_timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(
+            parse_timeout("99999999H"),
+            Some(Duration::from_secs(99_999_999 * 3600))
+        );
         for wrong in ["", "5", "m", "123456789m", "-5m", "5x", "5 m", "½m"] {
             assert_eq!(parse_timeout(wrong), None, "{wrong}");
         }

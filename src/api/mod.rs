@@ -1,8 +1,8 @@
 //! Protocol in, protocol out: the Open Inference Protocol, Ferry's typed service, health,
 //! reflection and the HTTP side. No decisions here: decode, call, encode.
 
-pub mod codec;
 mod account;
+pub mod codec;
 mod context;
 pub mod grpc;
 pub mod http;

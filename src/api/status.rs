@@ -74,10 +74,9 @@ pub fn status_of(error: &RequestError) -> Status {
         Status::with_error_details(map(error).grpc, bounded(&error.to_string()), details);
     if let Some(retry_after) = retry_after {
         let milliseconds = retry_after.as_millis().clamp(1, 3_600_000) as u64;
-        status.metadata_mut().insert(
-            "grpc-retry-pushback-ms",
-            MetadataValue::from(milliseconds),
-        );
+        status
+            .metadata_mut()
+            .insert("grpc-retry-pushback-ms", MetadataValue::from(milliseconds));
     }
     status
 }

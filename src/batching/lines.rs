@@ -107,7 +107,11 @@ impl Lines {
     /// Asserts that turns and lines name the same tenants, that none is empty and that credit stays
     /// bounded, rows having at most `longest` tokens; returns how many rows wait.
     pub fn check_invariants(&self, longest: usize) -> usize {
-        assert_eq!(self.turns.len(), self.by_tenant.len(), "a turn for each tenant");
+        assert_eq!(
+            self.turns.len(),
+            self.by_tenant.len(),
+            "a turn for each tenant"
+        );
         let mut waiting = 0;
         for tenant in &self.turns {
             let line = &self.by_tenant[tenant];

@@ -11,6 +11,6 @@ mod row;
 mod run_time;
 
 pub use policy::{BatchPolicy, PolicyError};
-pub use queue::{BatchQueue, Decision, Rejected, RejectReason};
+pub use queue::{BatchQueue, Decision, RejectReason, Rejected};
 pub use row::{Batch, FlushReason, Priority, Row, RowId};
 pub use run_time::RunTimeModel;

@@ -35,7 +35,12 @@ pub struct Bench {
     #[arg(long, default_value = "minilm")]
     model: String,
     /// The models folder.
-    #[arg(long, value_name = "DIR", default_value = "models", env = "FERRY_MODELS")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "models",
+        env = "FERRY_MODELS"
+    )]
     models: PathBuf,
     /// Numbers of closed-loop clients; the in-process batches have as many rows.
     #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
@@ -86,7 +91,10 @@ impl Bench {
         }
         let served = io_runtime()?.block_on(self.served(&texts, measure))?;
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&self.report(&alone, &served))?);
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&self.report(&alone, &served))?
+            );
         } else {
             self.print(&alone, &served);
         }
@@ -102,7 +110,11 @@ impl Bench {
         let dir = model.version_dir(version);
         let manifest = read_manifest(model, &dir)?;
         if manifest.task != Task::Embed {
-            return Err(format!("model '{}' does '{}', not 'embed'", model.name, manifest.task).into());
+            return Err(format!(
+                "model '{}' does '{}', not 'embed'",
+                model.name, manifest.task
+            )
+            .into());
         }
         let head = head_of(&manifest)?;
         let encoder = EncoderModel::load(&dir, &LoadOptions { head }, &candle_core::Device::Cpu)?;
@@ -166,7 +178,9 @@ impl Bench {
             }
             println!();
         }
-        println!("served       clients     rows/s   rows/batch    p50 ms    p99 ms   overhead p50 µs   of in-process   errors");
+        println!(
+            "served       clients     rows/s   rows/batch    p50 ms    p99 ms   overhead p50 µs   of in-process   errors"
+        );
         for (clients, seen) in served {
             let share = share_of(alone, *clients, seen);
             println!(

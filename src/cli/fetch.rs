@@ -18,11 +18,16 @@ pub struct Fetch {
     /// Names in the models folder; none for all that name a source.
     names: Vec<String>,
     /// The models folder.
-    #[arg(long, value_name = "DIR", default_value = "models", env = "FERRY_MODELS")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "models",
+        env = "FERRY_MODELS"
+    )]
     models: PathBuf,
     /// The version to write the files as.
-    #[arg(long = "as-version", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
-    version: u64,
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    as_version: u64,
     /// Another hub, or a mirror.
     #[arg(long, value_name = "URL", env = "HF_ENDPOINT")]
     endpoint: Option<String>,
@@ -52,7 +57,9 @@ impl Fetch {
             let manifest = ModelManifest::read(&model.manifest_path())?;
             if manifest.source.huggingface.is_empty() {
                 if asked_for {
-                    return Err(format!("{}: model.toml has no source.huggingface", model.name).into());
+                    return Err(
+                        format!("{}: model.toml has no source.huggingface", model.name).into(),
+                    );
                 }
                 continue;
             }
@@ -68,7 +75,7 @@ impl Fetch {
     }
 
     fn fetch(&self, model: &FoundModel, manifest: &ModelManifest) -> Result<(), Failure> {
-        let dir = model.version_dir(self.version);
+        let dir = model.version_dir(self.as_version);
         let source = &manifest.source;
         let cache = tempfile::Builder::new()
             .prefix(".fetch-")

@@ -17,7 +17,12 @@ pub struct Inspect {
     /// A model's name in the models folder, or the path of a folder with its files.
     model: String,
     /// The models folder.
-    #[arg(long, value_name = "DIR", default_value = "models", env = "FERRY_MODELS")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "models",
+        env = "FERRY_MODELS"
+    )]
     models: PathBuf,
     /// List every tensor.
     #[arg(long)]
@@ -75,7 +80,9 @@ impl Inspect {
                 );
                 row("vocabulary", spec.vocabulary);
                 let allowed = spec.max_tokens();
-                let asked = manifest.as_ref().map_or(0, |manifest| manifest.input.max_tokens);
+                let asked = manifest
+                    .as_ref()
+                    .map_or(0, |manifest| manifest.input.max_tokens);
                 let used = if asked == 0 { allowed } else { asked };
                 row(
                     "tokens",
@@ -88,10 +95,17 @@ impl Inspect {
         row("file", mebibytes(summary.file_bytes));
         row(
             "memory",
-            format_args!("{} as f32, activations beside", mebibytes(summary.memory_bytes)),
+            format_args!(
+                "{} as f32, activations beside",
+                mebibytes(summary.memory_bytes)
+            ),
         );
         row("tensors", summary.tensors.len());
-        let mut dtypes: Vec<&str> = summary.tensors.iter().map(|tensor| &*tensor.dtype).collect();
+        let mut dtypes: Vec<&str> = summary
+            .tensors
+            .iter()
+            .map(|tensor| &*tensor.dtype)
+            .collect();
         dtypes.sort_unstable();
         dtypes.dedup();
         row("dtypes", dtypes.join(", "));
@@ -128,7 +142,11 @@ impl Inspect {
             .into());
         };
         let Some(&version) = model.versions.last() else {
-            return Err(format!("model '{}' has no version on disk; fetch it first", model.name).into());
+            return Err(format!(
+                "model '{}' has no version on disk; fetch it first",
+                model.name
+            )
+            .into());
         };
         let dir = model.version_dir(version);
         Ok((Some(model), dir))

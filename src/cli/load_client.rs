@@ -8,9 +8,7 @@ use std::{
 use tonic::transport::Endpoint;
 
 use super::Failure;
-use crate::api::proto::ferry::v1::{
-    EmbedRequest, ModelOptions, inference_client::InferenceClient,
-};
+use crate::api::proto::ferry::v1::{EmbedRequest, ModelOptions, inference_client::InferenceClient};
 
 /// What the clients saw.
 #[derive(Debug, Default)]

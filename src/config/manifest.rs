@@ -382,14 +382,8 @@ mod tests {
         assert_eq!(manifest.embed.pooling, Pooling::Cls);
 
         config(r#"{"architectures":["RobertaForSequenceClassification"],"id2label":{"0":"A"}}"#);
-        assert_eq!(
-            ModelManifest::infer(dir.path()).unwrap().task,
-            Task::Rerank
-        );
+        assert_eq!(ModelManifest::infer(dir.path()).unwrap().task, Task::Rerank);
         config(r#"{"architectures":["BertForTokenClassification"]}"#);
-        assert_eq!(
-            ModelManifest::infer(dir.path()).unwrap().task,
-            Task::Tokens
-        );
+        assert_eq!(ModelManifest::infer(dir.path()).unwrap().task, Task::Tokens);
     }
 }

@@ -304,8 +304,13 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_with_its_line() {
-        let error = read("[grpc]\nport = 1\nprot = 2\n").unwrap_err().to_string();
-        assert!(error.contains("line 3") && error.contains("prot"), "{error}");
+        let error = read("[grpc]\nport = 1\nprot = 2\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("line 3") && error.contains("prot"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -145,7 +145,10 @@ impl Dispatcher {
     fn finish(&mut self, done: &Done) {
         self.out -= 1;
         self.queue.note_done(done.rows, Instant::now());
-        let predicted = self.queue.run_time().predict(done.tokens, done.sum_len_squared);
+        let predicted = self
+            .queue
+            .run_time()
+            .predict(done.tokens, done.sum_len_squared);
         self.out_time = self.out_time.saturating_sub(predicted);
         if self.out == 0 {
             self.out_time = Duration::ZERO;

@@ -156,7 +156,9 @@ impl Engine {
         let count = rows.len();
         let tokens: usize = rows.iter().map(|(_, work)| work.ids.len()).sum();
         self.check_deadline(tokens, departure.deadline, now)?;
-        self.load.reserve(count).map_err(|waiting| self.full(waiting))?;
+        self.load
+            .reserve(count)
+            .map_err(|waiting| self.full(waiting))?;
 
         let first = self.next_id.fetch_add(count as u64, Relaxed);
         let (rows, mut answers) = Answers::channel(rows);
@@ -233,10 +235,7 @@ impl Engine {
 
     fn full(&self, waiting: usize) -> RequestError {
         RequestError::Overloaded {
-            what: format!(
-                "{waiting} rows wait, {} may",
-                self.load.max_waiting_rows
-            ),
+            what: format!("{waiting} rows wait, {} may", self.load.max_waiting_rows),
             // Half of the backlog gone makes room; never 0, which would invite a busy loop.
             retry_after: (self.backlog() / 2).max(Duration::from_millis(10)),
         }

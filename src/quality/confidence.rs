@@ -25,7 +25,11 @@ pub fn classify(logits: &[f32], activation: Activation) -> Classified {
     };
     let mut ranking: Vec<usize> = (0..probabilities.len()).collect();
     ranking.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
-    let probability = |place: usize| ranking.get(place).map_or(0.0, |&label| probabilities[label]);
+    let probability = |place: usize| {
+        ranking
+            .get(place)
+            .map_or(0.0, |&label| probabilities[label])
+    };
     Classified {
         confidence: probability(0),
         margin: probability(0) - probability(1),

@@ -50,7 +50,9 @@ pub fn label_spans(
     for word in label_words(logits, labels, offsets, words) {
         let goes_on = open
             && word.tag == Tag::Inside
-            && spans.last().is_some_and(|(span, _)| span.label == word.label);
+            && spans
+                .last()
+                .is_some_and(|(span, _)| span.label == word.label);
         open = word.tag != Tag::Outside;
         if goes_on {
             if let Some((span, count)) = spans.last_mut() {
@@ -167,10 +169,12 @@ mod tests {
 
     #[test]
     fn inside_without_begin_starts_a_span() {
-        let spans = label_spans(&logits(&[2, 2]), &labels(), &[(0, 3), (4, 7)], &[
-            Some(0),
-            Some(1),
-        ]);
+        let spans = label_spans(
+            &logits(&[2, 2]),
+            &labels(),
+            &[(0, 3), (4, 7)],
+            &[Some(0), Some(1)],
+        );
         assert_eq!(spans.len(), 1);
         assert_eq!((spans[0].start, spans[0].end), (0, 7));
     }

@@ -80,7 +80,9 @@ mod tests {
     #[test]
     fn only_whole_number_folders_are_versions() {
         let root = tempfile::tempdir().unwrap();
-        for dir in ["a/1", "a/10", "a/2", "a/007", "a/0", "a/x", "b", ".c/1", "d"] {
+        for dir in [
+            "a/1", "a/10", "a/2", "a/007", "a/0", "a/x", "b", ".c/1", "d",
+        ] {
             std::fs::create_dir_all(root.path().join(dir)).unwrap();
         }
         std::fs::write(root.path().join("d/model.toml"), "").unwrap();

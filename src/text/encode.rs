@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::{
     Encoding, Tokenizer,
-    utils::truncation::{TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings},
+    utils::truncation::{
+        TruncationDirection, TruncationParams, TruncationStrategy, truncate_encodings,
+    },
 };
 
 use crate::config::Truncation;
@@ -121,7 +123,8 @@ impl TextEncoder {
             path: path.clone(),
             reason,
         };
-        let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| failed(error.to_string()))?;
+        let mut tokenizer =
+            Tokenizer::from_file(&path).map_err(|error| failed(error.to_string()))?;
         // Ours to decide per request; what the file says would cut or pad a second time.
         tokenizer
             .with_truncation(None)
@@ -185,12 +188,9 @@ impl TextEncoder {
     ) -> Result<EncodedRow, EncodeError> {
         let first = self.tokenize(text)?;
         let second = second.map(|text| self.tokenize(text)).transpose()?;
-        let special = self
-            .tokenizer
-            .get_post_processor()
-            .map_or(0, |processor| {
-                tokenizers::PostProcessor::added_tokens(processor, second.is_some())
-            });
+        let special = self.tokenizer.get_post_processor().map_or(0, |processor| {
+            tokenizers::PostProcessor::added_tokens(processor, second.is_some())
+        });
         let found = first.len() + second.as_ref().map_or(0, Encoding::len) + special;
         let truncated = found > limit;
         let direction = match truncation {
@@ -203,23 +203,24 @@ impl TextEncoder {
             Truncation::Left => TruncationDirection::Left,
             Truncation::Right | Truncation::Error => TruncationDirection::Right,
         };
-        let (first, second) = if truncated {
-            let room = limit.checked_sub(special).filter(|&room| room > 0).ok_or(
-                EncodeError::NoRoom {
-                    asked: limit,
-                    special,
-                },
-            )?;
-            let params = TruncationParams {
-                max_length: room,
-                strategy: TruncationStrategy::LongestFirst,
-                stride: 0,
-                direction,
+        let (first, second) =
+            if truncated {
+                let room = limit.checked_sub(special).filter(|&room| room > 0).ok_or(
+                    EncodeError::NoRoom {
+                        asked: limit,
+                        special,
+                    },
+                )?;
+                let params = TruncationParams {
+                    max_length: room,
+                    strategy: TruncationStrategy::LongestFirst,
+                    stride: 0,
+                    direction,
+                };
+                truncate_encodings(first, second, &params).map_err(failed)?
+            } else {
+                (first, second)
             };
-            truncate_encodings(first, second, &params).map_err(failed)?
-        } else {
-            (first, second)
-        };
         let encoding = self
             .tokenizer
             .post_process(first, second, true)

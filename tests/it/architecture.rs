@@ -11,7 +11,10 @@ fn table() -> BTreeMap<String, Vec<String>> {
     for line in text.lines().filter(|line| line.starts_with("| `src/")) {
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
         let room = cells[1].trim_matches('`').trim_start_matches("src/");
-        let room = room.trim_end_matches('/').trim_end_matches(".rs").to_owned();
+        let room = room
+            .trim_end_matches('/')
+            .trim_end_matches(".rs")
+            .to_owned();
         let may = cells[3].split(',').map(|name| name.trim().to_owned());
         rooms.insert(room, may.collect());
     }

@@ -36,16 +36,31 @@ fn a_wrong_configuration_stops_the_start_with_its_line() {
     let output = ferry(&["serve", "--config", file.path().to_str().unwrap()]);
     assert!(!output.status.success());
     let error = refused(&output);
-    assert!(error.contains("line 3") && error.contains("hots"), "{error}");
+    assert!(
+        error.contains("line 3") && error.contains("hots"),
+        "{error}"
+    );
 }
 
 #[test]
 fn inspect_tells_what_a_model_is_made_of() {
     let models = models_of(&["tiny-bert-embed"]);
     let folder = models.path().to_str().unwrap();
-    let output = ferry(&["inspect", "tiny-bert-embed", "--models", folder, "--tensors"]);
+    let output = ferry(&[
+        "inspect",
+        "tiny-bert-embed",
+        "--models",
+        folder,
+        "--tensors",
+    ]);
     let text = printed(&output);
-    for part in ["BertModel", "embed", "embeddings.word_embeddings.weight", "F32", "MiB"] {
+    for part in [
+        "BertModel",
+        "embed",
+        "embeddings.word_embeddings.weight",
+        "F32",
+        "MiB",
+    ] {
         assert!(text.contains(part), "{part} not in {text}");
     }
     let output = ferry(&["inspect", "tiny-bert-embed", "--models", folder, "--json"]);
@@ -59,8 +74,20 @@ fn inspect_tells_what_a_model_is_made_of() {
 fn serving_an_empty_folder_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let models = folder.path().to_str().unwrap();
-    let arguments = ["serve", "--models", models, "--grpc-port", "0", "--http-port", "0"];
+    let arguments = [
+        "serve",
+        "--models",
+        models,
+        "--grpc-port",
+        "0",
+        "--http-port",
+        "0",
+    ];
     let output = ferry(&arguments);
     assert!(!output.status.success());
-    assert!(refused(&output).contains("models/fetch.py"), "{}", refused(&output));
+    assert!(
+        refused(&output).contains("models/fetch.py"),
+        "{}",
+        refused(&output)
+    );
 }

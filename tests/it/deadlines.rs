@@ -23,10 +23,15 @@ fn embed(rows: usize) -> EmbedRequest {
 async fn a_deadline_that_has_passed_is_told_at_once() {
     let running = Running::with(&["tiny-bert-embed"]).await;
     let mut request = Request::new(embed(1));
-    request.metadata_mut().insert("grpc-timeout", "1n".parse().unwrap());
+    request
+        .metadata_mut()
+        .insert("grpc-timeout", "1n".parse().unwrap());
     let error = running.typed().embed(request).await.unwrap_err();
     // The transport's own timer may be the first to notice; it says CANCELLED.
-    assert!(matches!(error.code(), Code::DeadlineExceeded | Code::Cancelled));
+    assert!(matches!(
+        error.code(),
+        Code::DeadlineExceeded | Code::Cancelled
+    ));
 }
 
 #[tokio::test]

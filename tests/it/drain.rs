@@ -47,9 +47,8 @@ fn start(models: &str) -> (Child, String, std::thread::JoinHandle<String>) {
         .expect("the server never served");
     let address = serving.split("grpc=").nth(1).unwrap();
     let address = address.split(' ').next().unwrap().to_owned();
-    let rest = std::thread::spawn(move || {
-        lines.map_while(Result::ok).collect::<Vec<_>>().join("\n")
-    });
+    let rest =
+        std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>().join("\n"));
     (child, address, rest)
 }
 
@@ -103,16 +102,24 @@ async fn every_accepted_request_is_answered_before_the_exit() {
     for client in clients {
         let (answered, code, error) = client.await.unwrap();
         assert!(answered > 0);
-        assert_eq!(code, Code::Unavailable, "{error}");
+        // CANCELLED here is the client's own word for a call that never left it: its connection
+        // had closed before.
+        let never_sent = code == Code::Cancelled && error.contains("operation was canceled");
+        assert!(code == Code::Unavailable || never_sent, "{error}");
     }
-    assert!(answered_late.load(Ordering::Relaxed) > 0, "nothing was in flight");
+    assert!(
+        answered_late.load(Ordering::Relaxed) > 0,
+        "nothing was in flight"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_stream_does_not_hold_up_the_exit() {
     let models = models_of(&["tiny-bert-embed"]);
     let (child, address, log) = start(models.path().to_str().unwrap());
-    let mut client = InferenceClient::connect(format!("http://{address}")).await.unwrap();
+    let mut client = InferenceClient::connect(format!("http://{address}"))
+        .await
+        .unwrap();
     let (requests, sent) = tokio::sync::mpsc::channel(8);
     let stream = tokio_stream::wrappers::ReceiverStream::new(sent);
     let mut answers = client.stream(stream).await.unwrap().into_inner();
@@ -126,5 +133,8 @@ async fn an_open_stream_does_not_hold_up_the_exit() {
     let (code, log) = terminate(child, log).await;
     assert_eq!(code, Some(0), "{log}");
     assert!(began.elapsed() < Duration::from_secs(20), "{log}");
-    assert!(answers.message().await.unwrap().is_none(), "the stream ended well");
+    assert!(
+        answers.message().await.unwrap().is_none(),
+        "the stream ended well"
+    );
 }

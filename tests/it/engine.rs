@@ -27,7 +27,11 @@ fn echo(batch: &PackedBatch) -> Vec<RowOutput> {
     (0..batch.rows())
         .map(|row| {
             let token = batch.tokens()[starts[row] as usize];
-            let value = if token == NOT_A_NUMBER { f32::NAN } else { token as f32 };
+            let value = if token == NOT_A_NUMBER {
+                f32::NAN
+            } else {
+                token as f32
+            };
             RowOutput::Embedding(vec![value])
         })
         .collect()
@@ -71,7 +75,10 @@ async fn answers(engine: &Engine, tokens: Vec<u32>) -> Vec<Result<f32, RequestEr
             RowOutput::Embedding(values) => values[0],
             other => panic!("{other:?}"),
         });
-        assert!(found[row].replace(value).is_none(), "row {row} answered twice");
+        assert!(
+            found[row].replace(value).is_none(),
+            "row {row} answered twice"
+        );
     }
     found.into_iter().map(Option::unwrap).collect()
 }
@@ -84,7 +91,11 @@ async fn a_row_that_makes_the_model_panic_fails_alone() {
     assert_eq!((&found[0], &found[2]), (&Ok(1.0), &Ok(3.0)));
     let error = found[1].clone().unwrap_err().to_string();
     assert!(error.contains("this row was poisoned"), "{error}");
-    assert_eq!(answers(&engine, vec![5]).await, [Ok(5.0)], "the instance lives");
+    assert_eq!(
+        answers(&engine, vec![5]).await,
+        [Ok(5.0)],
+        "the instance lives"
+    );
 }
 
 #[tokio::test]
@@ -229,7 +240,11 @@ async fn a_request_that_can_not_make_its_deadline_is_refused_at_the_door() {
     assert!(needed > Duration::from_millis(500) && left <= Duration::from_millis(300));
     assert!(refused.retry_after() > Some(Duration::from_millis(100)));
     let patient = Some(Instant::now() + Duration::from_secs(100));
-    assert!(engine.submit(rows([1]), &departure(patient), Instant::now()).is_ok());
+    assert!(
+        engine
+            .submit(rows([1]), &departure(patient), Instant::now())
+            .is_ok()
+    );
 }
 
 #[tokio::test]

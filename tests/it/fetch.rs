@@ -51,7 +51,8 @@ fn answer(mut socket: TcpStream, files: &HashMap<String, Vec<u8>>) {
         };
         let range = head.iter().find_map(|line| {
             let (name, value) = line.split_once(": ")?;
-            name.eq_ignore_ascii_case("range").then(|| value.trim().to_owned())
+            name.eq_ignore_ascii_case("range")
+                .then(|| value.trim().to_owned())
         });
         let (start, end) = range.map_or((0, content.len()), |range| {
             let (start, end) = range.trim_start_matches("bytes=").split_once('-').unwrap();
@@ -100,7 +101,11 @@ fn the_files_of_a_manifest_are_brought_and_the_model_serves() {
     );
     write_manifest(models.path(), "tiny", &manifest);
     let output = ferry_fetch(models.path(), &endpoint);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     for (name, content) in expected {
         let fetched = fs::read(models.path().join("tiny/1").join(&name)).unwrap();
         assert!(fetched == content, "{name} differs");

@@ -42,7 +42,10 @@ fn read(path: &Path) -> Golden {
             dir.join("model.safetensors").is_file(),
             "{name} is not there; `make test` or `python3 models/fetch.py encoders` brings it"
         );
-        (dir, ModelManifest::read(&folder.join("model.toml")).unwrap())
+        (
+            dir,
+            ModelManifest::read(&folder.join("model.toml")).unwrap(),
+        )
     };
     Golden {
         name,
@@ -71,8 +74,13 @@ impl Golden {
         let spec = model.spec();
         let limit = self.file["max_tokens"].as_u64().unwrap() as usize;
         let segments = spec.type_vocabulary > 1;
-        let text =
-            TextEncoder::load(&self.dir, spec.vocabulary, segments, limit, Truncation::Right);
+        let text = TextEncoder::load(
+            &self.dir,
+            spec.vocabulary,
+            segments,
+            limit,
+            Truncation::Right,
+        );
         (model, text.unwrap())
     }
 

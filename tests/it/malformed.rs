@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 
 use ferry::api::proto::{
     ferry::v1::{EmbedRequest, ModelOptions},
-    inference::{
-        InferTensorContents, ModelInferRequest, model_infer_request::InferInputTensor,
-    },
+    inference::{InferTensorContents, ModelInferRequest, model_infer_request::InferInputTensor},
 };
 use http::uri::PathAndQuery;
 use prost::Message;
@@ -246,16 +244,21 @@ async fn a_thousand_malformed_requests_are_answered_with_the_callers_fault() {
 
 #[tokio::test]
 async fn a_message_beyond_the_limit_is_refused_and_the_connection_lives() {
-    let running = Running::serving(
-        super::support::models_of(&["tiny-bert-embed"]),
-        |config| config.grpc.max_request_bytes = 10_000,
-    )
+    let running = Running::serving(super::support::models_of(&["tiny-bert-embed"]), |config| {
+        config.grpc.max_request_bytes = 10_000
+    })
     .await;
     let channel = running.channel();
     let mut request = good_embed();
     request.texts = vec!["x".repeat(20_000)];
-    let error = send(&channel, EMBED, request.encode_to_vec()).await.unwrap_err();
+    let error = send(&channel, EMBED, request.encode_to_vec())
+        .await
+        .unwrap_err();
     assert_eq!(error.code(), Code::OutOfRange);
     assert!(error.message().contains("10000"), "{}", error.message());
-    assert!(send(&channel, EMBED, good_embed().encode_to_vec()).await.is_ok());
+    assert!(
+        send(&channel, EMBED, good_embed().encode_to_vec())
+            .await
+            .is_ok()
+    );
 }

@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use ferry::api::proto::inference::{
-    InferParameter, InferTensorContents, ModelConfigRequest, ModelInferRequest,
-    ModelInferResponse, ModelStatisticsRequest, RepositoryIndexRequest,
-    RepositoryModelLoadRequest, RepositoryModelUnloadRequest,
+    InferParameter, InferTensorContents, ModelConfigRequest, ModelInferRequest, ModelInferResponse,
+    ModelStatisticsRequest, RepositoryIndexRequest, RepositoryModelLoadRequest,
+    RepositoryModelUnloadRequest,
     infer_parameter::ParameterChoice,
     model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
 };
@@ -37,15 +37,24 @@ fn request(model: &str, inputs: Vec<InferInputTensor>) -> ModelInferRequest {
 }
 
 fn floats(response: &ModelInferResponse, name: &str) -> Vec<f32> {
-    let at = response.outputs.iter().position(|output| output.name == name);
+    let at = response
+        .outputs
+        .iter()
+        .position(|output| output.name == name);
     let raw = &response.raw_output_contents[at.unwrap()];
     let (values, rest) = raw.as_chunks::<4>();
     assert!(rest.is_empty());
-    values.iter().map(|value| f32::from_le_bytes(*value)).collect()
+    values
+        .iter()
+        .map(|value| f32::from_le_bytes(*value))
+        .collect()
 }
 
 fn strings(response: &ModelInferResponse, name: &str) -> Vec<String> {
-    let at = response.outputs.iter().position(|output| output.name == name);
+    let at = response
+        .outputs
+        .iter()
+        .position(|output| output.name == name);
     let mut raw = &response.raw_output_contents[at.unwrap()][..];
     let mut found = Vec::new();
     while let Some((length, rest)) = raw.split_first_chunk::<4>() {
@@ -78,7 +87,9 @@ async fn padded_ids_with_their_mask_give_the_answer_of_the_texts() {
     let both = floats(&both.unwrap().into_inner(), "EMBEDDING");
     let mut alone = ids("INPUT_IDS", vec![2, 40, 3]);
     alone.shape = vec![1, 3];
-    let alone = open.model_infer(request("tiny-bert-embed", vec![alone])).await;
+    let alone = open
+        .model_infer(request("tiny-bert-embed", vec![alone]))
+        .await;
     let alone = floats(&alone.unwrap().into_inner(), "EMBEDDING");
     assert!(cosine(&both[..alone.len()], &alone) > 0.999_999);
 }
@@ -93,7 +104,12 @@ async fn only_the_outputs_asked_for_come_back_in_their_order() {
             ..InferRequestedOutputTensor::default()
         })
         .to_vec();
-    let answer = running.open().model_infer(asked).await.unwrap().into_inner();
+    let answer = running
+        .open()
+        .model_infer(asked)
+        .await
+        .unwrap()
+        .into_inner();
     let names: Vec<_> = answer.outputs.iter().map(|output| &*output.name).collect();
     assert_eq!(names, ["CONFIDENCE", "LABEL", "SCORES"]);
     assert_eq!((&*answer.id, &*answer.model_version), ("r1", "1"));
@@ -117,7 +133,12 @@ async fn the_classification_extension_gives_value_index_and_label() {
         name: "SCORES".to_owned(),
         parameters: [("classification".to_owned(), count)].into(),
     }];
-    let answer = running.open().model_infer(asked).await.unwrap().into_inner();
+    let answer = running
+        .open()
+        .model_infer(asked)
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(answer.outputs[0].shape, [1, 2]);
     let classes = strings(&answer, "SCORES");
     let value = |class: &str| class.split(':').next().unwrap().parse::<f32>().unwrap();
@@ -128,8 +149,14 @@ async fn the_classification_extension_gives_value_index_and_label() {
 #[tokio::test]
 async fn pairs_and_spans_have_tensors_too() {
     let running = Running::with(&["tiny-bert-rerank", "tiny-bert-tokens"]).await;
-    let inputs = vec![bytes("QUERY", &["who?", "who?"]), bytes("TEXT", &["me", "you"])];
-    let answer = running.open().model_infer(request("tiny-bert-rerank", inputs)).await;
+    let inputs = vec![
+        bytes("QUERY", &["who?", "who?"]),
+        bytes("TEXT", &["me", "you"]),
+    ];
+    let answer = running
+        .open()
+        .model_infer(request("tiny-bert-rerank", inputs))
+        .await;
     let answer = answer.unwrap().into_inner();
     let (scores, logits) = (floats(&answer, "SCORE"), floats(&answer, "LOGIT"));
     for (score, logit) in scores.iter().zip(logits) {
@@ -137,7 +164,10 @@ async fn pairs_and_spans_have_tensors_too() {
     }
     let text = "Ærø and Ada in the small boat";
     let inputs = vec![bytes("TEXT", &[text])];
-    let answer = running.open().model_infer(request("tiny-bert-tokens", inputs)).await;
+    let answer = running
+        .open()
+        .model_infer(request("tiny-bert-tokens", inputs))
+        .await;
     let spans: serde_json::Value =
         serde_json::from_str(&strings(&answer.unwrap().into_inner(), "ENTITIES")[0]).unwrap();
     for span in spans.as_array().unwrap() {
@@ -154,9 +184,13 @@ async fn statistics_add_up() {
     let mut open = running.open();
     for _ in 0..5 {
         let inputs = vec![bytes("TEXT", &["a", "b", "c"])];
-        open.model_infer(request("tiny-bert-embed", inputs)).await.unwrap();
+        open.model_infer(request("tiny-bert-embed", inputs))
+            .await
+            .unwrap();
     }
-    open.model_infer(request("tiny-bert-embed", vec![])).await.unwrap_err();
+    open.model_infer(request("tiny-bert-embed", vec![]))
+        .await
+        .unwrap_err();
     let asked = ModelStatisticsRequest::default();
     let answer = open.model_statistics(asked).await.unwrap().into_inner();
     let statistics = &answer.model_stats[0];
@@ -174,7 +208,10 @@ async fn statistics_add_up() {
     let sum: u64 = parts.iter().map(|part| part.unwrap().ns).sum();
     assert!(sum <= success.ns, "{sum} of {}", success.ns);
     let by_size = &statistics.batch_stats;
-    let batches: u64 = by_size.iter().map(|size| size.compute_infer.unwrap().count).sum();
+    let batches: u64 = by_size
+        .iter()
+        .map(|size| size.compute_infer.unwrap().count)
+        .sum();
     let rows: u64 = by_size
         .iter()
         .map(|size| size.batch_size * size.compute_infer.unwrap().count)
@@ -187,13 +224,20 @@ async fn a_stream_tells_errors_in_the_message_and_goes_on() {
     let running = Running::with(&["tiny-bert-embed"]).await;
     let requests: Vec<_> = (0..60)
         .map(|at| {
-            let model = if at % 3 == 0 { "nobody" } else { "tiny-bert-embed" };
+            let model = if at % 3 == 0 {
+                "nobody"
+            } else {
+                "tiny-bert-embed"
+            };
             let mut asked = request(model, vec![bytes("TEXT", &["a text"])]);
             asked.id = at.to_string();
             asked
         })
         .collect();
-    let answers = running.open().model_stream_infer(tokio_stream::iter(requests)).await;
+    let answers = running
+        .open()
+        .model_stream_infer(tokio_stream::iter(requests))
+        .await;
     let mut answers = answers.unwrap().into_inner();
     let mut seen = BTreeSet::new();
     while let Some(answer) = answers.message().await.unwrap() {
@@ -220,7 +264,9 @@ async fn models_are_unloaded_and_loaded_again() {
     let error = open.model_infer(asked()).await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
     assert!(error.message().contains("unloaded"));
-    let index = open.repository_index(RepositoryIndexRequest::default()).await;
+    let index = open
+        .repository_index(RepositoryIndexRequest::default())
+        .await;
     let index = index.unwrap().into_inner();
     assert_eq!(index.models[0].state, "UNAVAILABLE");
     let load = |model_name: String| RepositoryModelLoadRequest {
@@ -242,7 +288,12 @@ async fn the_configuration_tells_how_requests_are_batched() {
         name: "tiny-bert-embed".to_owned(),
         ..ModelConfigRequest::default()
     };
-    let answer = running.open().model_config(asked).await.unwrap().into_inner();
+    let answer = running
+        .open()
+        .model_config(asked)
+        .await
+        .unwrap()
+        .into_inner();
     let config = answer.config.unwrap();
     assert_eq!(config.max_batch_size, 1024);
     assert!(config.input.iter().all(|input| input.optional));

@@ -11,15 +11,28 @@ use ferry::{
 use super::support::{Running, add_version, fixture, models_of, write_manifest};
 
 async fn index(running: &Running) -> Vec<ModelIndex> {
-    let answer = running.open().repository_index(RepositoryIndexRequest::default()).await;
+    let answer = running
+        .open()
+        .repository_index(RepositoryIndexRequest::default())
+        .await;
     answer.unwrap().into_inner().models
 }
 
 #[tokio::test]
 async fn the_newest_version_is_served() {
     let models = models_of(&["tiny-bert-embed"]);
-    add_version(models.path(), "tiny-bert-embed", 10, &fixture("tiny-bert-embed-f16"));
-    add_version(models.path(), "tiny-bert-embed", 9, &fixture("tiny-bert-embed"));
+    add_version(
+        models.path(),
+        "tiny-bert-embed",
+        10,
+        &fixture("tiny-bert-embed-f16"),
+    );
+    add_version(
+        models.path(),
+        "tiny-bert-embed",
+        9,
+        &fixture("tiny-bert-embed"),
+    );
     let running = Running::serving(models, |_| {}).await;
     assert_eq!(index(&running).await[0].version, "10");
 }
@@ -78,7 +91,11 @@ async fn a_broken_new_version_leaves_the_old_one_serving() {
         ..RepositoryModelLoadRequest::default()
     };
     let error = open.repository_model_load(load).await.unwrap_err();
-    assert!(error.message().contains("config.json"), "{}", error.message());
+    assert!(
+        error.message().contains("config.json"),
+        "{}",
+        error.message()
+    );
     let ready = ModelReadyRequest {
         name: "tiny-bert-embed".to_owned(),
         version: "1".to_owned(),

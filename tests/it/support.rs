@@ -111,7 +111,10 @@ pub async fn http_get(address: std::net::SocketAddr, path: &str) -> (u16, String
 
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+        a.iter()
+            .zip(b)
+            .map(|(x, y)| f64::from(*x) * f64::from(*y))
+            .sum()
     };
     assert_eq!(a.len(), b.len());
     dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt())

@@ -57,7 +57,11 @@ async fn a_model_need_not_be_named_when_only_one_does_the_task() {
     request.options = None;
     let error = running.typed().embed(request).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
-    assert!(error.message().contains("tiny-bert-embed, tiny-roberta-embed"));
+    assert!(
+        error
+            .message()
+            .contains("tiny-bert-embed, tiny-roberta-embed")
+    );
 }
 
 #[tokio::test]
@@ -174,7 +178,11 @@ async fn spans_point_into_the_text() {
     assert!(!spans.is_empty());
     for span in spans {
         let length = (span.end - span.start) as usize;
-        let found: String = text.chars().skip(span.start as usize).take(length).collect();
+        let found: String = text
+            .chars()
+            .skip(span.start as usize)
+            .take(length)
+            .collect();
         assert_eq!(found, span.text);
         assert!(["PER", "LOC"].contains(&&*span.label));
         assert!((0.0..=1.0).contains(&span.confidence));
@@ -191,9 +199,20 @@ async fn a_row_that_is_too_long_fails_alone() {
     assert!(answer.rows[0].error.is_none() && answer.rows[2].error.is_none());
     let error = answer.rows[1].error.as_ref().unwrap();
     assert_eq!(error.code, Code::InvalidArgument as i32);
-    assert!(error.message.starts_with("texts[1]: found 1502 tokens; allowed: at most 64"), "{}", error.message);
+    assert!(
+        error
+            .message
+            .starts_with("texts[1]: found 1502 tokens; allowed: at most 64"),
+        "{}",
+        error.message
+    );
 
-    let cut = running.typed().embed(embed(&[&long])).await.unwrap().into_inner();
+    let cut = running
+        .typed()
+        .embed(embed(&[&long]))
+        .await
+        .unwrap()
+        .into_inner();
     let info = cut.rows[0].info.unwrap();
     assert!(info.truncated);
     assert_eq!(info.tokens, 64);
@@ -216,7 +235,11 @@ async fn cutting_left_keeps_the_end() {
     };
     let mut ends = Vec::new();
     for truncation in [Truncation::Left, Truncation::Right] {
-        let answer = typed.tokenize(request(truncation)).await.unwrap().into_inner();
+        let answer = typed
+            .tokenize(request(truncation))
+            .await
+            .unwrap()
+            .into_inner();
         let tokens = &answer.rows[0].tokens;
         assert_eq!(tokens.len(), 8);
         ends.push(tokens[6].end as usize);

@@ -37,10 +37,7 @@ impl TypedInference {
     }
 
     fn context(&self, metadata: &MetadataMap) -> Result<CallContext, RequestError> {
-        read_context(
-            metadata,
-            self.shared.admission.limits().max_metadata_bytes,
-        )
+        read_context(metadata, self.shared.admission.limits().max_metadata_bytes)
     }
 
     /// Runs `call` and encodes its answer.
@@ -75,12 +72,10 @@ impl Inference for TypedInference {
     ) -> Result<Response<EmbedResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
         let dimensions = request.dimensions;
-        self.answer(&metadata, calls::embed(request), |answered| {
-            EmbedResponse {
-                model: Some(rows::model_info(&answered.model)),
-                timing: Some(rows::timing(answered)),
-                rows: rows::in_order(answered, |row, answer| rows::embed(row, answer, dimensions)),
-            }
+        self.answer(&metadata, calls::embed(request), |answered| EmbedResponse {
+            model: Some(rows::model_info(&answered.model)),
+            timing: Some(rows::timing(answered)),
+            rows: rows::in_order(answered, |row, answer| rows::embed(row, answer, dimensions)),
         })
         .await
     }
@@ -181,9 +176,7 @@ impl Inference for TypedInference {
         request: Request<Streaming<StreamRequest>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
         let (metadata, _, requests) = request.into_parts();
-        let context = self
-            .context(&metadata)
-            .map_err(|error| status_of(&error))?;
+        let context = self.context(&metadata).map_err(|error| status_of(&error))?;
         let shared = self.shared.clone();
         let answers = answer_each(&self.shared, requests, move |request, replies| {
             let context = CallContext {

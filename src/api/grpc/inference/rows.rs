@@ -89,7 +89,10 @@ pub fn classify(
     };
     ClassifyRow {
         info: Some(info),
-        label: classified.ranking.first().map_or_else(String::new, |&best| label(best)),
+        label: classified
+            .ranking
+            .first()
+            .map_or_else(String::new, |&best| label(best)),
         confidence: classified.confidence,
         margin: classified.margin,
         low_confidence: classified.confidence < least,
@@ -114,12 +117,16 @@ pub fn kept_documents(request: &mut RerankRequest) -> Vec<String> {
 }
 
 pub fn rerank(row: usize, answer: &RowResult, documents: &[String], least: f32) -> RerankRow {
-    let encoded = answer.as_ref().map_err(Clone::clone).and_then(|answer| {
-        match answer.answer.output {
-            RowOutput::Logits(ref logits) if logits.len() == 1 => Ok((info(row, answer), logits[0])),
-            _ => Err(unexpected()),
-        }
-    });
+    let encoded =
+        answer
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|answer| match answer.answer.output {
+                RowOutput::Logits(ref logits) if logits.len() == 1 => {
+                    Ok((info(row, answer), logits[0]))
+                }
+                _ => Err(unexpected()),
+            });
     let document = documents.get(row).cloned().unwrap_or_default();
     match encoded {
         Ok((info, logit)) => {
@@ -146,9 +153,7 @@ pub fn rerank(row: usize, answer: &RowResult, documents: &[String], least: f32) 
 pub fn rank(rows: &mut Vec<RerankRow>, top_n: usize) {
     rows.sort_by(|a, b| {
         let failed = |row: &RerankRow| row.error.is_some();
-        failed(a)
-            .cmp(&failed(b))
-            .then(b.logit.total_cmp(&a.logit))
+        failed(a).cmp(&failed(b)).then(b.logit.total_cmp(&a.logit))
     });
     if top_n > 0 {
         rows.truncate(top_n);
@@ -178,7 +183,10 @@ pub fn classify_tokens(
                 .map(|span| Span {
                     start: characters(text, span.start),
                     end: characters(text, span.end),
-                    text: text.get(span.start..span.end).unwrap_or_default().to_owned(),
+                    text: text
+                        .get(span.start..span.end)
+                        .unwrap_or_default()
+                        .to_owned(),
                     label: span.label,
                     confidence: span.confidence,
                     low_confidence: span.confidence < least,
@@ -272,5 +280,7 @@ pub fn shorten(values: &[f32], dimensions: u32) -> Vec<f32> {
 
 /// The number of characters before byte `at` of `text`; a place inside a character counts it in.
 fn characters(text: &str, at: usize) -> u32 {
-    text.char_indices().take_while(|(byte, _)| *byte < at).count() as u32
+    text.char_indices()
+        .take_while(|(byte, _)| *byte < at)
+        .count() as u32
 }

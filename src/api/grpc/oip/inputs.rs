@@ -87,7 +87,11 @@ pub fn decode(
                 }
                 (Some(_), Some(_)) => {
                     let allowed = "one of TEXT and INPUT_IDS";
-                    return Err(RequestError::invalid("inputs", "both TEXT and INPUT_IDS", allowed));
+                    return Err(RequestError::invalid(
+                        "inputs",
+                        "both TEXT and INPUT_IDS",
+                        allowed,
+                    ));
                 }
                 (None, None) => return Err(missing("TEXT (or INPUT_IDS)")),
             }
@@ -163,7 +167,11 @@ fn read_parameters(
                     other => {
                         let found = format!("{other:?}").chars().take(64).collect::<String>();
                         let allowed = "the string right, left or error";
-                        return Err(RequestError::invalid("parameters.truncation", found, allowed));
+                        return Err(RequestError::invalid(
+                            "parameters.truncation",
+                            found,
+                            allowed,
+                        ));
                     }
                 });
             }

@@ -58,10 +58,11 @@ async fn infer(
     request: pb::ModelInferRequest,
     context: CallContext,
 ) -> Result<pb::ModelInferResponse, RequestError> {
-    let model = shared
-        .admission
-        .repository()
-        .find(&request.model_name, &request.model_version, None);
+    let model =
+        shared
+            .admission
+            .repository()
+            .find(&request.model_name, &request.model_version, None);
     let model = model.inspect_err(|error| shared.metrics.count_unrouted(map(error).outcome))?;
     let max_rows = shared.admission.limits().max_rows;
     let decoded = inputs::decode(request, &model, context, max_rows).map_err(|error| {
@@ -192,9 +193,7 @@ impl GrpcInferenceService for OpenInference {
         &self,
         request: Request<pb::ModelInferRequest>,
     ) -> Result<Response<pb::ModelInferResponse>, Status> {
-        let context = self
-            .context(&request)
-            .map_err(|error| status_of(&error))?;
+        let context = self.context(&request).map_err(|error| status_of(&error))?;
         infer(&self.shared, request.into_inner(), context)
             .await
             .map(Response::new)
@@ -207,17 +206,19 @@ impl GrpcInferenceService for OpenInference {
         &self,
         request: Request<Streaming<pb::ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
-        let context = self
-            .context(&request)
-            .map_err(|error| status_of(&error))?;
+        let context = self.context(&request).map_err(|error| status_of(&error))?;
         let shared = self.shared.clone();
-        let answers = answer_each(&self.shared, request.into_inner(), move |request, replies| {
-            let context = CallContext {
-                received: std::time::Instant::now(),
-                ..context.clone()
-            };
-            infer_in_stream(shared.clone(), request, context, replies)
-        });
+        let answers = answer_each(
+            &self.shared,
+            request.into_inner(),
+            move |request, replies| {
+                let context = CallContext {
+                    received: std::time::Instant::now(),
+                    ..context.clone()
+                };
+                infer_in_stream(shared.clone(), request, context, replies)
+            },
+        );
         Ok(Response::new(answers))
     }
 

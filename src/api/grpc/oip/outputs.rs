@@ -215,9 +215,12 @@ impl<'a> Columns<'a> {
 /// A row's spans as JSON; `start` and `end` count characters.
 fn entities(model: &ServedModel, row: &AnsweredRow, logits: &[f32], text: &str) -> String {
     let encoded = &row.encoded;
-    let spans =
-        quality::label_spans(logits, &model.labels, &encoded.offsets, &encoded.words);
-    let characters = |at: usize| text.char_indices().take_while(|(byte, _)| *byte < at).count();
+    let spans = quality::label_spans(logits, &model.labels, &encoded.offsets, &encoded.words);
+    let characters = |at: usize| {
+        text.char_indices()
+            .take_while(|(byte, _)| *byte < at)
+            .count()
+    };
     let spans: Vec<_> = spans
         .into_iter()
         .map(|span| {

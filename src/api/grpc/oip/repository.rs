@@ -60,7 +60,10 @@ pub async fn unload(
     // No model depends on another here, so `unload_dependents` says nothing, true or false.
     for (name, parameter) in &request.parameters {
         let understood = name == "unload_dependents"
-            && matches!(parameter.parameter_choice, Some(ParameterChoice::BoolParam(_)));
+            && matches!(
+                parameter.parameter_choice,
+                Some(ParameterChoice::BoolParam(_))
+            );
         if !understood {
             return Err(RequestError::invalid(
                 format!("parameters.{}", name.chars().take(64).collect::<String>()),

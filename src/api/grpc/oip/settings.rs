@@ -10,9 +10,7 @@ use crate::{
     api::proto::inference::{
         self as pb,
         log_settings_request::setting_value::ParameterChoice as Asked,
-        log_settings_response::{
-            SettingValue as LogValue, setting_value::ParameterChoice as Told,
-        },
+        log_settings_response::{SettingValue as LogValue, setting_value::ParameterChoice as Told},
         trace_setting_response::SettingValue as TraceValue,
     },
     error::RequestError,
@@ -84,7 +82,9 @@ impl LogState {
                     );
                     if !unchanged {
                         return Err(RequestError::Unimplemented {
-                            what: format!("{name}: logs go to standard error; see [log] in ferry.toml"),
+                            what: format!(
+                                "{name}: logs go to standard error; see [log] in ferry.toml"
+                            ),
                         });
                     }
                 }

@@ -51,12 +51,14 @@ fn of_model(model: &ServedModel) -> pb::ModelStatistics {
         batch_stats: snapshot
             .by_size
             .into_iter()
-            .map(|(rows, [input, execute, output])| pb::InferBatchStatistics {
-                batch_size: rows,
-                compute_input: duration(input),
-                compute_infer: duration(execute),
-                compute_output: duration(output),
-            })
+            .map(
+                |(rows, [input, execute, output])| pb::InferBatchStatistics {
+                    batch_size: rows,
+                    compute_input: duration(input),
+                    compute_infer: duration(execute),
+                    compute_output: duration(output),
+                },
+            )
             .collect(),
         memory_usage: vec![pb::MemoryUsage {
             r#type: "CPU".to_owned(),

@@ -1,0 +1,33 @@
+# The two commands of the README, and what CI runs beside them.
+
+PYTHON ?= python3
+
+.PHONY: run models test test-rust test-clients lint docs bench
+
+# Fetch the encoder models, build, and serve them.
+run: models
+	cargo run --release -- serve --models models
+
+models:
+	$(PYTHON) models/fetch.py encoders
+
+# Everything that can be tested here: Rust, and other people's clients against the built server.
+test: models test-rust test-clients
+
+test-rust:
+	cargo test
+
+test-clients:
+	cargo build
+	$(PYTHON) tests/clients/run.py --ferry target/debug/ferry --models models
+
+lint:
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+
+docs:
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+# The figures of docs/performance.md.
+bench:
+	cargo run --release -- bench --clients 1,8,32

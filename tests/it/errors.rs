@@ -80,7 +80,7 @@ async fn a_bad_typed_request_is_refused_with_its_field() {
             "unknown id",
             with(|r| {
                 r.texts.clear();
-                r.token_ids = vec![TokenIds { ids: vec![99_999] }]
+                r.token_ids = vec![TokenIds { ids: vec![99_999] }];
             }),
             Code::InvalidArgument,
             &["token_ids[0]", "99999", "ids from 0"],
@@ -89,7 +89,7 @@ async fn a_bad_typed_request_is_refused_with_its_field() {
             "no ids",
             with(|r| {
                 r.texts.clear();
-                r.token_ids = vec![TokenIds { ids: vec![] }]
+                r.token_ids = vec![TokenIds { ids: vec![] }];
             }),
             Code::InvalidArgument,
             &["token_ids[0]", "at least 1"],

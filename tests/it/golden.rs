@@ -1,6 +1,6 @@
 //! Our models against `transformers` and `sentence-transformers`: equal token ids, outputs within
 //! the stated tolerance, alone and packed. The expectations are in tests/golden, made by its
-//! make_golden.py.
+//! `make_golden.py`.
 
 use std::path::{Path, PathBuf};
 
@@ -19,8 +19,9 @@ use super::support::{cosine, fixture, root};
 const LOGIT_TOLERANCE: f32 = 1e-4;
 /// Least cosine of an embedding.
 const LEAST_COSINE: f64 = 0.9999;
-/// Largest difference of a value between a packed batch and one row at a time.
-const PACKED_TOLERANCE: f32 = 2e-5;
+/// Largest difference of a value between a packed batch and one row at a time. On the CPU no sum
+/// depends on the batch, so there is none.
+const PACKED_TOLERANCE: f32 = 0.0;
 
 struct Golden {
     name: String,

@@ -1,6 +1,13 @@
 //! The integration tests, in one binary: one module a capability, against the real server over a
 //! real socket, and golden outputs of other implementations.
 
+#![allow(
+    // A table of cases is long and flat.
+    clippy::too_many_lines,
+    // Numbers of a test fit their types.
+    clippy::unnecessary_wraps
+)]
+
 mod architecture;
 mod batching_properties;
 mod cli;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,7 +12,7 @@ use std::{
 
 use super::{Call, CallContext};
 use crate::{
-    config::server::LimitsConfig,
+    config::{Task, server::LimitsConfig},
     engine::{Answers, Departure, RowAnswer, RowWork},
     error::{RequestError, Stage},
     repository::{Repository, ServedModel},
@@ -22,6 +23,10 @@ use crate::{
 /// Rows tokenized in one go by one thread: enough to make the hop cheap, few enough that a large
 /// request is spread over the threads.
 const ROWS_PER_JOB: usize = 8;
+
+/// Requests of no more text than this are tokenized where they are: that takes some 50 µs, less than
+/// handing them to another thread and back.
+const INLINE_BYTES: usize = 1024;
 
 /// An answer arrives this much before the deadline or not at all: what the reply still needs to be
 /// encoded and sent, and more than the millisecond that timers round to.
@@ -125,7 +130,7 @@ impl Admission {
     pub async fn board(
         &self,
         model: Arc<ServedModel>,
-        call: Call,
+        mut call: Call,
         context: CallContext,
     ) -> Result<Boarded, RequestError> {
         call.check(model.output_size, &self.limits)?;
@@ -133,6 +138,8 @@ impl Admission {
             let answer_by = deadline.checked_sub(REPLY_MARGIN).unwrap_or(deadline);
             tokio::time::Instant::from_std(answer_by)
         });
+        // Only spans point back into their text.
+        call.options.offsets = model.task() == Task::Tokens;
         let started = Instant::now();
         let tokenizing = self.encode_rows(&model, call);
         let encoded = match deadline {
@@ -201,17 +208,30 @@ impl Admission {
             .enumerate()
             .filter(|(row, _)| encoded[*row].is_none())
             .collect();
+        let (text, options) = (&model.text, call.options);
+        let encode = |row: usize, result: Result<EncodedRow, EncodeError>| {
+            Some(result.map_err(|error| encode_error(call.row_name(row), error)))
+        };
+        if wanted.iter().map(|(_, row)| row.bytes()).sum::<usize>() <= INLINE_BYTES {
+            for (row, input) in wanted {
+                // As on the pool, a tokenizer that panics on a text fails that text.
+                let result = catch_unwind(AssertUnwindSafe(|| text.encode(&input, options)));
+                let panicked = || Err(EncodeError::Failed("it panicked".to_owned()));
+                encoded[row] = encode(row, result.unwrap_or_else(|_| panicked()));
+            }
+            return Ok(all_encoded(encoded));
+        }
         let mut jobs = Vec::with_capacity(wanted.len().div_ceil(ROWS_PER_JOB));
         let mut wanted = wanted.into_iter().peekable();
         while wanted.peek().is_some() {
             let chunk: Vec<_> = wanted.by_ref().take(ROWS_PER_JOB).collect();
             let bytes = chunk.iter().map(|(_, row)| row.bytes()).sum();
-            let (text, options) = (Arc::clone(&model.text), call.options);
+            let text = Arc::clone(text);
             let rows: Vec<usize> = chunk.iter().map(|(row, _)| *row).collect();
             let job = self.pool.submit(bytes, move || {
                 chunk
                     .iter()
-                    .map(|(_, input)| text.encode(input, options.truncation, options.max_tokens))
+                    .map(|(_, input)| text.encode(input, options))
                     .collect::<Vec<_>>()
             });
             jobs.push((rows, job.map_err(pool_full)?));
@@ -222,14 +242,10 @@ impl Admission {
                 vec![Err(EncodeError::Failed("it panicked".to_owned())); rows.len()]
             });
             for (row, result) in rows.into_iter().zip(results) {
-                encoded[row] =
-                    Some(result.map_err(|error| encode_error(call.row_name(row), error)));
+                encoded[row] = encode(row, result);
             }
         }
-        Ok(encoded
-            .into_iter()
-            .map(|row| row.unwrap_or_else(|| Err(RequestError::internal("a row was not encoded"))))
-            .collect())
+        Ok(all_encoded(encoded))
     }
 
     /// Tokenizes texts without running a model.
@@ -244,6 +260,8 @@ impl Admission {
     ) -> Result<Vec<Result<EncodedRow, RequestError>>, RequestError> {
         call.check(model.output_size, &self.limits)?;
         if with_special_tokens {
+            let mut call = call;
+            call.options.offsets = true;
             return self.encode_rows(model, call).await;
         }
         let bytes = call.rows.iter().map(RowInput::bytes).sum();
@@ -342,6 +360,14 @@ impl Boarded {
             }
         }
     }
+}
+
+fn all_encoded(
+    rows: Vec<Option<Result<EncodedRow, RequestError>>>,
+) -> Vec<Result<EncodedRow, RequestError>> {
+    rows.into_iter()
+        .map(|row| row.unwrap_or_else(|| Err(RequestError::internal("a row was not encoded"))))
+        .collect()
 }
 
 fn pool_full(full: PoolFull) -> RequestError {

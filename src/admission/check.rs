@@ -1,9 +1,9 @@
 //! The checks that need neither tokenizer nor model: how many rows, how long, of what kind.
 
 use crate::{
-    config::{Task, Truncation, server::LimitsConfig},
+    config::{Task, server::LimitsConfig},
     error::RequestError,
-    text::RowInput,
+    text::{EncodeOptions, RowInput},
 };
 
 /// What a call asks for.
@@ -18,20 +18,11 @@ pub struct Call {
     /// The rows.
     pub rows: Vec<RowInput>,
     /// How they are cut.
-    pub options: RowOptions,
+    pub options: EncodeOptions,
     /// Dimensions of an embedding that are wanted; 0 for all.
     pub dimensions: usize,
     /// The field the rows come from, for errors: row 3 is named `field[3]`.
     pub field: &'static str,
-}
-
-/// How rows are cut.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct RowOptions {
-    /// What happens to a row that is too long, if not what the manifest says.
-    pub truncation: Option<Truncation>,
-    /// Tokens a row may have, if fewer than the model takes.
-    pub max_tokens: Option<usize>,
 }
 
 impl Call {

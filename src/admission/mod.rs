@@ -9,5 +9,5 @@ mod check;
 mod context;
 
 pub use board::{Admission, AnsweredRow, Boarded, RowResult};
-pub use check::{Call, RowOptions};
+pub use check::Call;
 pub use context::{CallContext, ContextError};

@@ -1,8 +1,8 @@
 //! `ferry bench`: an embedding model in process and served over gRPC, measured in one run.
 //!
 //! In process: the model alone, on tokenized rows, in batches of so many. Served: a server of its
-//! own in this process (or a running one, with `--url`) under closed-loop clients over loopback.
-//! The machine is shared by clients and server, as in any single-machine measurement.
+//! own in this process (or a running one, with `--url`) under as many closed-loop clients over
+//! loopback. The machine is shared by clients and server, as in any single-machine measurement.
 
 use std::{
     path::PathBuf,
@@ -22,7 +22,7 @@ use crate::{
     models::{EncoderModel, LoadOptions, PackedBatch},
     repository::{find_models, head_of, read_manifest},
     server::Server,
-    text::{RowInput, TextEncoder},
+    text::{EncodeOptions, EncodedRow, RowInput, TextEncoder},
 };
 
 /// Single sentences of 7 to 40 words.
@@ -46,8 +46,12 @@ pub struct Bench {
     #[arg(long, value_delimiter = ',', default_value = "1,8,32")]
     clients: Vec<usize>,
     /// Seconds of each measurement.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 3)]
     seconds: u64,
+    /// Rounds; in each, in process and served take turns, and ratios are taken within a round, so
+    /// that a machine whose speed drifts does not spoil them. Medians are printed.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
     /// A running server instead of one in this process; leaves the in-process figures out.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
@@ -59,11 +63,27 @@ pub struct Bench {
     json: bool,
 }
 
-#[derive(Debug)]
-struct InProcess {
-    rows: usize,
-    rows_per_second: f64,
-    tokens_per_second: f64,
+/// One number of clients, measured over all rounds; medians.
+#[derive(Debug, Default)]
+struct Row {
+    clients: usize,
+    in_process_rows: Option<f64>,
+    in_process_tokens: Option<f64>,
+    served_rows: f64,
+    /// Served over in process, within a round.
+    share: Option<f64>,
+    batch_rows: f64,
+    p50: Duration,
+    p99: Duration,
+    overhead_p50: Duration,
+    errors: u64,
+}
+
+/// A model without a server around it.
+struct Alone {
+    model: EncoderModel,
+    rows: Vec<EncodedRow>,
+    next: usize,
 }
 
 impl Bench {
@@ -80,28 +100,20 @@ impl Bench {
         if texts.is_empty() || self.clients.is_empty() || self.clients.contains(&0) {
             return Err("at least one text and one client are needed".into());
         }
-        let texts = Arc::new(texts);
-        let measure = Duration::from_secs(self.seconds.max(1));
-        let mut alone = Vec::new();
-        if self.url.is_none() {
-            let (model, text) = self.load()?;
-            for &rows in &self.clients {
-                alone.push(in_process(&model, &text, &texts, rows, measure)?);
-            }
-        }
-        let served = io_runtime()?.block_on(self.served(&texts, measure))?;
+        let alone = match self.url {
+            Some(_) => None,
+            None => Some(self.load(&texts)?),
+        };
+        let rows = io_runtime()?.block_on(self.measure(Arc::new(texts), alone))?;
         if self.json {
-            println!(
-                "{}",
-                serde_json::to_string_pretty(&self.report(&alone, &served))?
-            );
+            println!("{}", serde_json::to_string_pretty(&self.report(&rows))?);
         } else {
-            self.print(&alone, &served);
+            self.print(&rows);
         }
         Ok(())
     }
 
-    fn load(&self) -> Result<(EncoderModel, TextEncoder), Failure> {
+    fn load(&self, texts: &[String]) -> Result<Alone, Failure> {
         let models = find_models(&self.models)?;
         let model = models.iter().find(|model| model.name == self.model);
         let (model, version) = model
@@ -110,11 +122,7 @@ impl Bench {
         let dir = model.version_dir(version);
         let manifest = read_manifest(model, &dir)?;
         if manifest.task != Task::Embed {
-            return Err(format!(
-                "model '{}' does '{}', not 'embed'",
-                model.name, manifest.task
-            )
-            .into());
+            return Err(format!("'{}' does '{}', not 'embed'", model.name, manifest.task).into());
         }
         let head = head_of(&manifest)?;
         let encoder = EncoderModel::load(&dir, &LoadOptions { head }, &candle_core::Device::Cpu)?;
@@ -129,157 +137,194 @@ impl Bench {
             max_tokens,
             manifest.input.truncation,
         )?;
-        Ok((encoder, text))
+        let encode =
+            |line: &String| text.encode(&RowInput::Text(line.clone()), EncodeOptions::default());
+        Ok(Alone {
+            model: encoder,
+            rows: texts.iter().map(encode).collect::<Result<_, _>>()?,
+            next: 0,
+        })
     }
 
-    async fn served(
+    async fn measure(
         &self,
-        texts: &Arc<Vec<String>>,
-        measure: Duration,
-    ) -> Result<Vec<(usize, Seen)>, Failure> {
-        let mut server = None;
-        let url = if let Some(url) = &self.url {
-            url.clone()
-        } else {
-            let mut config = ServerConfig::default();
-            config.models.directory.clone_from(&self.models);
-            config.models.serve = vec![self.model.clone()];
-            (config.grpc.port, config.http.port) = (0, 0);
-            let mut started = Server::start(config).await?;
-            if started.loaded().await == 0 {
-                return Err(format!("model '{}' did not load", self.model).into());
-            }
-            let url = format!("http://127.0.0.1:{}", started.grpc_address.port());
-            server = Some(started);
-            url
+        texts: Arc<Vec<String>>,
+        mut alone: Option<Alone>,
+    ) -> Result<Vec<Row>, Failure> {
+        let server = match self.url {
+            Some(_) => None,
+            None => Some(self.start().await?),
         };
-        let mut served = Vec::new();
+        let url = match (&self.url, &server) {
+            (Some(url), _) => url.clone(),
+            (None, Some(server)) => format!("http://127.0.0.1:{}", server.grpc_address.port()),
+            (None, None) => unreachable!("a server was started"),
+        };
+        let time = Duration::from_secs(self.seconds.max(1));
+        let warm_up = Duration::from_secs(1);
+        let mut measured = Vec::new();
         for &clients in &self.clients {
-            let warm_up = Duration::from_secs(2);
-            let texts = Arc::clone(texts);
-            let seen = closed_loop(&url, &self.model, texts, clients, warm_up, measure).await?;
-            served.push((clients, seen));
+            let mut rounds = Vec::new();
+            for _ in 0..self.rounds.max(1) {
+                let in_process = match &mut alone {
+                    Some(alone) => Some(tokio::task::block_in_place(|| alone.run(clients, time))?),
+                    None => None,
+                };
+                let texts = Arc::clone(&texts);
+                let seen = closed_loop(&url, &self.model, texts, clients, warm_up, time).await?;
+                rounds.push((in_process, seen));
+            }
+            measured.push(Row::of(clients, &rounds));
         }
         if let Some(server) = server {
             server.shut_down().await;
         }
-        Ok(served)
+        Ok(measured)
     }
 
-    fn print(&self, alone: &[InProcess], served: &[(usize, Seen)]) {
-        println!("model {}, {} s each\n", self.model, self.seconds);
-        if !alone.is_empty() {
-            println!("in process   rows/batch     rows/s   tokens/s");
-            for alone in alone {
-                println!(
-                    "             {:>10} {:>10.1} {:>10.0}",
-                    alone.rows, alone.rows_per_second, alone.tokens_per_second
-                );
-            }
-            println!();
+    async fn start(&self) -> Result<Server, Failure> {
+        let mut config = ServerConfig::default();
+        config.models.directory.clone_from(&self.models);
+        config.models.serve = vec![self.model.clone()];
+        (config.grpc.port, config.http.port) = (0, 0);
+        let mut server = Server::start(config).await?;
+        if server.loaded().await == 0 {
+            return Err(format!("model '{}' did not load", self.model).into());
         }
+        Ok(server)
+    }
+
+    fn print(&self, rows: &[Row]) {
         println!(
-            "served       clients     rows/s   rows/batch    p50 ms    p99 ms   overhead p50 µs   of in-process   errors"
+            "model {}, medians of {} rounds of {} s\n",
+            self.model, self.rounds, self.seconds
         );
-        for (clients, seen) in served {
-            let share = share_of(alone, *clients, seen);
+        println!("          in process          served");
+        println!(
+            "clients   rows/s  tokens/s    rows/s   share  rows/batch   p50 ms   p99 ms  overhead p50 µs  errors"
+        );
+        let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+        for row in rows {
             println!(
-                "             {clients:>7} {:>10.1} {:>12.1} {:>9.2} {:>9.2} {:>17} {:>15} {:>8}",
-                seen.rate(),
-                seen.mean_batch_rows(),
-                milliseconds(percentile(&seen.latencies, 0.5)),
-                milliseconds(percentile(&seen.latencies, 0.99)),
-                percentile(&seen.overheads, 0.5).as_micros(),
-                share.map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", share * 100.0)),
-                seen.errors
+                "{:>7} {:>8} {:>9} {:>9.1} {:>7} {:>11.1} {:>8.2} {:>8.2} {:>16} {:>7}",
+                row.clients,
+                or_dash(row.in_process_rows.map(|rate| format!("{rate:.1}"))),
+                or_dash(row.in_process_tokens.map(|rate| format!("{rate:.0}"))),
+                row.served_rows,
+                or_dash(row.share.map(|share| format!("{:.0} %", share * 100.0))),
+                row.batch_rows,
+                milliseconds(row.p50),
+                milliseconds(row.p99),
+                row.overhead_p50.as_micros(),
+                row.errors
             );
         }
-        if let ([(few, first), .., (many, last)], true) = (served, served.len() > 1) {
-            let ratio = last.rate() / first.rate();
-            println!("\n{many} clients ÷ {few}: {ratio:.2} × the throughput");
+        if let ([few, .., many], true) = (rows, rows.len() > 1) {
+            let ratio = many.served_rows / few.served_rows;
+            println!(
+                "\n{} clients ÷ {}: {ratio:.2} × the throughput",
+                many.clients, few.clients
+            );
         }
     }
 
-    fn report(&self, alone: &[InProcess], served: &[(usize, Seen)]) -> Value {
-        let in_process: Vec<_> = alone
+    fn report(&self, rows: &[Row]) -> Value {
+        let rows: Vec<_> = rows
             .iter()
-            .map(|alone| {
+            .map(|row| {
                 json!({
-                    "rows_per_batch": alone.rows,
-                    "rows_per_second": alone.rows_per_second,
-                    "tokens_per_second": alone.tokens_per_second,
-                })
-            })
-            .collect();
-        let served: Vec<_> = served
-            .iter()
-            .map(|(clients, seen)| {
-                json!({
-                    "clients": clients,
-                    "rows_per_second": seen.rate(),
-                    "mean_rows_per_batch": seen.mean_batch_rows(),
-                    "p50_ms": milliseconds(percentile(&seen.latencies, 0.5)),
-                    "p99_ms": milliseconds(percentile(&seen.latencies, 0.99)),
-                    "overhead_p50_us": percentile(&seen.overheads, 0.5).as_micros() as u64,
-                    "share_of_in_process": share_of(alone, *clients, seen),
-                    "errors": seen.errors,
+                    "clients": row.clients,
+                    "in_process_rows_per_second": row.in_process_rows,
+                    "in_process_tokens_per_second": row.in_process_tokens,
+                    "served_rows_per_second": row.served_rows,
+                    "served_share_of_in_process": row.share,
+                    "mean_rows_per_batch": row.batch_rows,
+                    "p50_ms": milliseconds(row.p50),
+                    "p99_ms": milliseconds(row.p99),
+                    "overhead_p50_us": row.overhead_p50.as_micros() as u64,
+                    "errors": row.errors,
                 })
             })
             .collect();
         json!({
             "model": self.model,
             "seconds": self.seconds,
-            "in_process": in_process,
-            "served": served,
+            "rounds": self.rounds,
+            "measured": rows,
         })
     }
 }
 
-/// Served throughput over that of the model alone in batches of as many rows.
-fn share_of(alone: &[InProcess], clients: usize, seen: &Seen) -> Option<f64> {
-    let alone = alone.iter().find(|alone| alone.rows == clients)?;
-    Some(seen.rate() / alone.rows_per_second)
+impl Row {
+    fn of(clients: usize, rounds: &[(Option<InProcess>, Seen)]) -> Self {
+        let over =
+            |value: &dyn Fn(&Seen) -> f64| median(rounds.iter().map(|(_, seen)| value(seen)));
+        let time = |share: f64, values: &dyn Fn(&Seen) -> Vec<Duration>| {
+            let seconds = over(&|seen| percentile(&values(seen), share).as_secs_f64());
+            Duration::from_secs_f64(seconds.unwrap_or(0.0))
+        };
+        let alone = |value: &dyn Fn(&InProcess) -> f64| {
+            median(
+                rounds
+                    .iter()
+                    .filter_map(|(alone, _)| alone.as_ref().map(value)),
+            )
+        };
+        let shares = rounds.iter().filter_map(|(alone, seen)| {
+            alone
+                .as_ref()
+                .map(|alone| seen.rate() / alone.rows_per_second)
+        });
+        Self {
+            clients,
+            in_process_rows: alone(&|alone| alone.rows_per_second),
+            in_process_tokens: alone(&|alone| alone.tokens_per_second),
+            served_rows: over(&Seen::rate).unwrap_or(0.0),
+            share: median(shares),
+            batch_rows: over(&Seen::mean_batch_rows).unwrap_or(0.0),
+            p50: time(0.5, &|seen| seen.latencies.clone()),
+            p99: time(0.99, &|seen| seen.latencies.clone()),
+            overhead_p50: time(0.5, &|seen| seen.overheads.clone()),
+            errors: rounds.iter().map(|(_, seen)| seen.errors).sum(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct InProcess {
+    rows_per_second: f64,
+    tokens_per_second: f64,
+}
+
+impl Alone {
+    fn run(&mut self, rows: usize, time: Duration) -> Result<InProcess, Failure> {
+        let (mut batches, mut tokens) = (0_u64, 0);
+        let begin = Instant::now();
+        while begin.elapsed() < time {
+            let mut batch = PackedBatch::with_capacity(rows, rows * 64);
+            for _ in 0..rows {
+                let row = &self.rows[self.next % self.rows.len()];
+                batch.push_row(&row.ids, Some(&row.type_ids));
+                self.next += 1;
+            }
+            self.model.forward(&batch)?;
+            tokens += batch.tokens().len();
+            batches += 1;
+        }
+        let seconds = begin.elapsed().as_secs_f64();
+        Ok(InProcess {
+            rows_per_second: (batches * rows as u64) as f64 / seconds,
+            tokens_per_second: tokens as f64 / seconds,
+        })
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
 
 fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
-}
-
-fn in_process(
-    model: &EncoderModel,
-    text: &TextEncoder,
-    texts: &[String],
-    rows: usize,
-    measure: Duration,
-) -> Result<InProcess, Failure> {
-    let encoded = texts
-        .iter()
-        .map(|line| text.encode(&RowInput::Text(line.clone()), None, None))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mut next = 0;
-    let mut run = || -> Result<usize, Failure> {
-        let mut batch = PackedBatch::with_capacity(rows, rows * 64);
-        for _ in 0..rows {
-            let row = &encoded[next % encoded.len()];
-            batch.push_row(&row.ids, Some(&row.type_ids));
-            next += 1;
-        }
-        model.forward(&batch)?;
-        Ok(batch.tokens().len())
-    };
-    for _ in 0..3 {
-        run()?;
-    }
-    let (mut batches, mut tokens) = (0_u64, 0);
-    let begin = Instant::now();
-    while begin.elapsed() < measure {
-        tokens += run()?;
-        batches += 1;
-    }
-    let seconds = begin.elapsed().as_secs_f64();
-    Ok(InProcess {
-        rows,
-        rows_per_second: (batches * rows as u64) as f64 / seconds,
-        tokens_per_second: tokens as f64 / seconds,
-    })
 }

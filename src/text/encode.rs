@@ -36,6 +36,17 @@ impl RowInput {
     }
 }
 
+/// How a row is encoded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EncodeOptions {
+    /// What happens to a row that is too long, if not what the manifest says.
+    pub truncation: Option<Truncation>,
+    /// Tokens a row may have, if fewer than the model takes.
+    pub max_tokens: Option<usize>,
+    /// Whether [`EncodedRow::offsets`] and [`EncodedRow::words`] are wanted; they cost time.
+    pub offsets: bool,
+}
+
 /// A row as the model sees it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EncodedRow {
@@ -44,8 +55,9 @@ pub struct EncodedRow {
     /// Segment of each token (0, or 1 for a pair's second text).
     pub type_ids: Vec<u32>,
     /// Where each token stands in the text, as half-open byte ranges; (0, 0) for special tokens.
+    /// Empty unless asked for.
     pub offsets: Vec<(u32, u32)>,
-    /// Which word each token belongs to; `None` for special tokens.
+    /// Which word each token belongs to; `None` for special tokens. Empty unless asked for.
     pub words: Vec<Option<u32>>,
     /// Whether the input was cut.
     pub truncated: bool,
@@ -92,6 +104,13 @@ pub enum EncodeError {
     /// The tokenizer itself failed.
     #[error("the tokenizer failed: {0}")]
     Failed(String),
+}
+
+/// Where and how a row is cut.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    truncation: Truncation,
+    limit: usize,
 }
 
 /// A model's tokenizer with the model's limits.
@@ -149,26 +168,30 @@ impl TextEncoder {
         self.tokenizer.id_to_token(id)
     }
 
-    /// Encodes a row. `truncation` and `max_tokens` override the model's own; a `max_tokens` above
-    /// the model's is the model's.
+    /// Encodes a row. A `max_tokens` above the model's is the model's.
     ///
     /// # Errors
     /// [`EncodeError`] when the row is too long and may not be cut, or has ids the model lacks.
     pub fn encode(
         &self,
         input: &RowInput,
-        truncation: Option<Truncation>,
-        max_tokens: Option<usize>,
+        options: EncodeOptions,
     ) -> Result<EncodedRow, EncodeError> {
-        let truncation = truncation.unwrap_or(self.truncation);
-        let limit = max_tokens.map_or(self.max_tokens, |asked| asked.min(self.max_tokens));
-        match input {
-            RowInput::Text(text) => self.encode_text(text, None, truncation, limit),
-            RowInput::Pair(query, document) => {
-                self.encode_text(query, Some(document), truncation, limit)
-            }
-            RowInput::Tokens(ids) => self.take_ids(ids, truncation, limit),
-        }
+        let cut = Cut {
+            truncation: options.truncation.unwrap_or(self.truncation),
+            limit: options
+                .max_tokens
+                .map_or(self.max_tokens, |asked| asked.min(self.max_tokens)),
+        };
+        let (first, second) = match input {
+            RowInput::Tokens(ids) => return self.take_ids(ids, cut),
+            RowInput::Text(text) => (text, None),
+            RowInput::Pair(query, document) => (query, Some(document)),
+        };
+        let first = self.tokenize(first, options.offsets)?;
+        let second = second.map(|text| self.tokenize(text, options.offsets));
+        let (encoding, truncated) = self.cut(first, second.transpose()?, cut)?;
+        Ok(self.row_of(&encoding, truncated, options.offsets))
     }
 
     /// Encodes a text without adding special tokens and without cutting it.
@@ -176,18 +199,25 @@ impl TextEncoder {
     /// # Errors
     /// [`EncodeError::Failed`] when the tokenizer fails.
     pub fn encode_bare(&self, text: &str) -> Result<EncodedRow, EncodeError> {
-        Ok(self.row_of(&self.tokenize(text)?, false))
+        Ok(self.row_of(&self.tokenize(text, true)?, false, true))
     }
 
-    fn encode_text(
+    fn tokenize(&self, text: &str, offsets: bool) -> Result<Encoding, EncodeError> {
+        let encoding = if offsets {
+            self.tokenizer.encode(text, false)
+        } else {
+            self.tokenizer.encode_fast(text, false)
+        };
+        encoding.map_err(failed)
+    }
+
+    /// Cuts what is too long and adds the special tokens; tells whether it was cut.
+    fn cut(
         &self,
-        text: &str,
-        second: Option<&String>,
-        truncation: Truncation,
-        limit: usize,
-    ) -> Result<EncodedRow, EncodeError> {
-        let first = self.tokenize(text)?;
-        let second = second.map(|text| self.tokenize(text)).transpose()?;
+        first: Encoding,
+        second: Option<Encoding>,
+        Cut { truncation, limit }: Cut,
+    ) -> Result<(Encoding, bool), EncodeError> {
         let special = self.tokenizer.get_post_processor().map_or(0, |processor| {
             tokenizers::PostProcessor::added_tokens(processor, second.is_some())
         });
@@ -203,40 +233,30 @@ impl TextEncoder {
             Truncation::Left => TruncationDirection::Left,
             Truncation::Right | Truncation::Error => TruncationDirection::Right,
         };
-        let (first, second) =
-            if truncated {
-                let room = limit.checked_sub(special).filter(|&room| room > 0).ok_or(
-                    EncodeError::NoRoom {
-                        asked: limit,
-                        special,
-                    },
-                )?;
-                let params = TruncationParams {
-                    max_length: room,
-                    strategy: TruncationStrategy::LongestFirst,
-                    stride: 0,
-                    direction,
-                };
-                truncate_encodings(first, second, &params).map_err(failed)?
-            } else {
-                (first, second)
+        let (first, second) = if truncated {
+            let room = limit.checked_sub(special).filter(|&room| room > 0);
+            let room = room.ok_or(EncodeError::NoRoom {
+                asked: limit,
+                special,
+            })?;
+            let params = TruncationParams {
+                max_length: room,
+                strategy: TruncationStrategy::LongestFirst,
+                stride: 0,
+                direction,
             };
-        let encoding = self
-            .tokenizer
-            .post_process(first, second, true)
-            .map_err(failed)?;
-        Ok(self.row_of(&encoding, truncated))
-    }
-
-    fn tokenize(&self, text: &str) -> Result<Encoding, EncodeError> {
-        self.tokenizer.encode(text, false).map_err(failed)
+            truncate_encodings(first, second, &params).map_err(failed)?
+        } else {
+            (first, second)
+        };
+        let encoding = self.tokenizer.post_process(first, second, true);
+        Ok((encoding.map_err(failed)?, truncated))
     }
 
     fn take_ids(
         &self,
         ids: &[u32],
-        truncation: Truncation,
-        limit: usize,
+        Cut { truncation, limit }: Cut,
     ) -> Result<EncodedRow, EncodeError> {
         if ids.is_empty() {
             return Err(EncodeError::Empty);
@@ -268,7 +288,8 @@ impl TextEncoder {
         })
     }
 
-    fn row_of(&self, encoding: &Encoding, truncated: bool) -> EncodedRow {
+    fn row_of(&self, encoding: &Encoding, truncated: bool, offsets: bool) -> EncodedRow {
+        let places = encoding.get_offsets().iter().filter(|_| offsets);
         EncodedRow {
             ids: encoding.get_ids().to_vec(),
             type_ids: if self.segments {
@@ -276,12 +297,14 @@ impl TextEncoder {
             } else {
                 vec![0; encoding.len()]
             },
-            offsets: encoding
-                .get_offsets()
-                .iter()
+            offsets: places
                 .map(|&(start, end)| (start as u32, end as u32))
                 .collect(),
-            words: encoding.get_word_ids().to_vec(),
+            words: if offsets {
+                encoding.get_word_ids().to_vec()
+            } else {
+                Vec::new()
+            },
             truncated,
         }
     }

@@ -4,5 +4,5 @@
 mod encode;
 mod pool;
 
-pub use encode::{EncodeError, EncodedRow, RowInput, TextEncoder, TokenizerError};
+pub use encode::{EncodeError, EncodeOptions, EncodedRow, RowInput, TextEncoder, TokenizerError};
 pub use pool::{CpuPool, PoolFull};

@@ -9,7 +9,7 @@ use ferry::{
     config::{ModelManifest, Task, Truncation},
     models::{EncoderModel, LoadOptions, PackedBatch, RowOutput},
     repository::head_of,
-    text::{EncodedRow, RowInput, TextEncoder},
+    text::{EncodeOptions, EncodedRow, RowInput, TextEncoder},
 };
 use serde_json::Value;
 
@@ -96,7 +96,7 @@ impl Golden {
                 Some(second) => RowInput::Pair(first, second.to_owned()),
                 None => RowInput::Text(first),
             };
-            text.encode(&input, None, None).unwrap()
+            text.encode(&input, EncodeOptions::default()).unwrap()
         };
         self.cases().iter().map(encode).collect()
     }

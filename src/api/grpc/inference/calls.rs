@@ -1,14 +1,14 @@
 //! From the typed requests to admission's calls.
 
 use crate::{
-    admission::{Call, RowOptions},
+    admission::Call,
     api::proto::ferry::v1::{
         ClassifyRequest, ClassifyTokensRequest, EmbedRequest, ModelOptions, RerankRequest,
         TokenIds, TokenizeRequest, Truncation as ProtoTruncation,
     },
     config::{Task, Truncation},
     error::RequestError,
-    text::RowInput,
+    text::{EncodeOptions, RowInput},
 };
 
 pub fn embed(request: EmbedRequest) -> Result<Call, RequestError> {
@@ -71,9 +71,10 @@ fn call(
         version: options.version,
         task,
         rows,
-        options: RowOptions {
+        options: EncodeOptions {
             truncation,
             max_tokens: Some(options.max_tokens as usize).filter(|&limit| limit > 0),
+            offsets: false,
         },
         dimensions: 0,
         field,

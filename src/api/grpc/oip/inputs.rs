@@ -7,7 +7,7 @@ use std::{
 
 use super::tensors::{DataType, TensorSpec, inputs_of, split_bytes};
 use crate::{
-    admission::{Call, CallContext, RowOptions},
+    admission::{Call, CallContext},
     api::proto::inference::{
         self as pb, infer_parameter::ParameterChoice, model_infer_request::InferInputTensor,
     },
@@ -15,7 +15,7 @@ use crate::{
     config::{Task, Truncation},
     error::RequestError,
     repository::ServedModel,
-    text::RowInput,
+    text::{EncodeOptions, RowInput},
 };
 
 /// A request that is understood.
@@ -46,7 +46,7 @@ pub fn empty_call(model: &ServedModel) -> Call {
         version: model.version.clone(),
         task: None,
         rows: Vec::new(),
-        options: RowOptions::default(),
+        options: EncodeOptions::default(),
         dimensions: 0,
         field: "inputs",
     }
@@ -119,7 +119,7 @@ pub fn decode(
 
 #[derive(Debug, Default)]
 struct Options {
-    rows: RowOptions,
+    rows: EncodeOptions,
     dimensions: u32,
 }
 

@@ -12,40 +12,15 @@ use std::{
 use crossbeam::channel::{Receiver, Sender, at, never, select};
 
 use super::{
-    handle::{Load, RowIds},
+    load::Load,
+    messages::{Command, Done},
     row::{WorkRow, expired},
 };
 use crate::{
-    batching::{Batch, BatchPolicy, BatchQueue, Decision, FlushReason, Row},
+    batching::{Batch, BatchPolicy, BatchQueue, Decision, FlushReason},
     error::RequestError,
     telemetry::ModelMetrics,
 };
-
-/// What the async world tells the dispatcher.
-#[derive(Debug)]
-pub(super) enum Command {
-    /// Rows of one request, to board.
-    Board(Vec<Row<WorkRow>>),
-    /// Rows nobody waits for any more.
-    Cancel(RowIds),
-    /// How long a batch that did not pass through the queue took.
-    Teach {
-        tokens: usize,
-        sum_len_squared: u64,
-        elapsed: Duration,
-    },
-}
-
-/// What an executor tells the dispatcher after each batch.
-#[derive(Debug)]
-pub(super) struct Done {
-    /// Rows of the batch as it was given out.
-    pub(super) rows: usize,
-    pub(super) tokens: usize,
-    pub(super) sum_len_squared: u64,
-    /// Time the model ran; `None` when it failed or ran nothing, which teaches nothing.
-    pub(super) elapsed: Option<Duration>,
-}
 
 pub(super) struct Dispatcher {
     queue: BatchQueue<WorkRow>,

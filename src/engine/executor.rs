@@ -12,8 +12,7 @@ use std::{
 use crossbeam::channel::{Receiver, Sender};
 
 use super::{
-    dispatcher::Done,
-    handle::Forward,
+    messages::{Done, Forward},
     row::{RowAnswer, WorkRow, expired},
 };
 use crate::{

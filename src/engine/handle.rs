@@ -11,19 +11,17 @@ use std::{
 use crossbeam::channel::{Sender, bounded, unbounded};
 
 use super::{
-    dispatcher::{Command, Dispatcher},
+    dispatcher::Dispatcher,
     executor::Executor,
-    row::{Answers, Departure, RowWork, ids},
+    load::Load,
+    messages::{CancelHandle, Command, Forward, ids},
+    row::{Answers, Departure, RowWork},
 };
 use crate::{
-    batching::{BatchPolicy, Row, RowId},
+    batching::{BatchPolicy, Row},
     error::RequestError,
-    models::{ForwardError, PackedBatch, RowOutput},
     telemetry::{ModelMetrics, ModelStatistics},
 };
-
-/// Runs one packed batch: a loaded model, as the engine sees it.
-pub type Forward = Arc<dyn Fn(&PackedBatch) -> Result<Vec<RowOutput>, ForwardError> + Send + Sync>;
 
 /// How an engine runs.
 #[derive(Debug, Clone)]
@@ -46,48 +44,6 @@ pub struct Engine {
     commands: Sender<Command>,
     next_id: AtomicU64,
     load: Arc<Load>,
-}
-
-/// How busy an engine is: written by the dispatcher, read by admission, without a lock.
-#[derive(Debug)]
-pub(super) struct Load {
-    /// Rows accepted and not yet in a batch.
-    pub(super) waiting_rows: AtomicUsize,
-    max_waiting_rows: usize,
-    /// Predicted run time of everything that waits and runs, on all instances, in nanoseconds.
-    pub(super) backlog_ns: AtomicU64,
-    /// Coefficients of the run time model, as `f64` bits: a and b in nanoseconds.
-    pub(super) fixed_ns: AtomicU64,
-    pub(super) token_ns: AtomicU64,
-}
-
-impl Load {
-    fn reserve(&self, rows: usize) -> Result<(), usize> {
-        self.waiting_rows
-            .fetch_update(Relaxed, Relaxed, |waiting| {
-                waiting
-                    .checked_add(rows)
-                    .filter(|&then| then <= self.max_waiting_rows)
-            })
-            .map(drop)
-    }
-}
-
-/// Tells the dispatcher that a request's rows are no longer wanted.
-#[derive(Debug)]
-pub(super) struct CancelHandle {
-    commands: Sender<Command>,
-    first: u64,
-    count: usize,
-}
-
-impl CancelHandle {
-    pub(super) fn cancel(self) {
-        // When the channel is full the rows stay in line and the executor drops them unrun.
-        let _ = self
-            .commands
-            .try_send(Command::Cancel(ids(self.first, self.count).collect()));
-    }
 }
 
 impl Engine {
@@ -241,6 +197,3 @@ impl Engine {
         }
     }
 }
-
-/// The ids of a request's rows are consecutive, so that one message cancels them all.
-pub(super) type RowIds = Vec<RowId>;

@@ -11,8 +11,11 @@
 mod dispatcher;
 mod executor;
 mod handle;
+mod load;
+mod messages;
 mod row;
 
 pub use executor::is_finite;
-pub use handle::{Engine, EngineOptions, Forward};
+pub use handle::{Engine, EngineOptions};
+pub use messages::Forward;
 pub use row::{Answers, Departure, RowAnswer, RowWork, WorkRow};

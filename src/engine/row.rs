@@ -7,9 +7,9 @@ use std::{
 
 use tokio::sync::mpsc;
 
+use super::messages::CancelHandle;
 use crate::{
-    batching::{Priority, RowId},
-    engine::handle::CancelHandle,
+    batching::Priority,
     error::{RequestError, Stage},
     models::RowOutput,
 };
@@ -159,9 +159,4 @@ pub(super) fn expired() -> RequestError {
     RequestError::DeadlineExceeded {
         stage: Stage::Queue,
     }
-}
-
-/// The ids of consecutive rows, given out by the engine.
-pub(super) fn ids(first: u64, count: usize) -> impl Iterator<Item = RowId> {
-    (first..first + count as u64).map(RowId::new)
 }

@@ -19,7 +19,7 @@
 //!
 //! **Tiling.** A task is a block of queries of one row of the batch, all heads: it owns whole rows
 //! of `y`. Per head it copies K and V to scratch, where they are dense. A tile is 16 queries
-//! (the vector lanes; 8 at the end) by [`KEYS`] keys: scores are kept transposed, `[key, query]`,
+//! (the vector lanes; 8 at the end) by `KEYS` keys: scores are kept transposed, `[key, query]`,
 //! so that maximum, exponential and sum are all lane by lane, with nothing to add up across them.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};

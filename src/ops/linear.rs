@@ -6,13 +6,13 @@
 //! bias  [out]           f32   optional; mostly left to the op that comes after
 //! y     [tokens, out]   f32
 //! ```
-//! On the CPU the weight is kept in *panels* of [`COLUMNS`] outputs, `[in, COLUMNS]` each, the
+//! On the CPU the weight is kept in *panels* of `COLUMNS` outputs, `[in, COLUMNS]` each, the
 //! layout into which a general matrix product would copy it on every call (Goto & van de Geijn
 //! 2008, "Anatomy of High-Performance Matrix Multiplication"). Knowing `W` beforehand saves that
 //! copy, which for a batch of a few tokens is most of the work. Elsewhere it is candle's matmul.
 //!
-//! **Tiling.** A block of [`BLOCK`] rows of `x` stays in L2 while all panels pass over it; a
-//! [`DEPTH`]-long piece of a panel stays in L1 while the rows of the block pass over it, [`ROWS`]
+//! **Tiling.** A block of `BLOCK` rows of `x` stays in L2 while all panels pass over it; a
+//! `DEPTH`-long piece of a panel stays in L1 while the rows of the block pass over it, `ROWS`
 //! at a time: `ROWS · COLUMNS` sums fill 12 of the 16 AVX2 registers. Every row is summed in the
 //! same order whatever the batch around it, so a row's result does not depend on the others, to
 //! the last bit.
@@ -192,7 +192,7 @@ impl Panels {
         Self { inputs, values }
     }
 
-    /// `count` outputs from `first`, a multiple of [`COLUMNS`].
+    /// `count` outputs from `first`, a multiple of `COLUMNS`.
     fn columns(&self, first: usize, count: usize) -> Columns<'_> {
         debug_assert_eq!(first % COLUMNS, 0);
         let panels = first / COLUMNS..(first + count).div_ceil(COLUMNS);

@@ -4,4 +4,4 @@ mod confidence;
 mod spans;
 
 pub use confidence::{Classified, classify, sigmoid, top_probability};
-pub use spans::{LabelledSpan, label_spans};
+pub use spans::{LabelledSpan, characters_before, label_spans};

@@ -113,6 +113,13 @@ fn label_words<'a>(
     found
 }
 
+/// The number of characters before byte `at` of `text`; a place inside a character counts it in.
+pub fn characters_before(text: &str, at: usize) -> usize {
+    text.char_indices()
+        .take_while(|(byte, _)| *byte < at)
+        .count()
+}
+
 fn split_tag(label: &str) -> (Tag, &str) {
     match label.split_once('-') {
         Some(("B", kind)) => (Tag::Begin, kind),

@@ -45,6 +45,21 @@ impl Shared {
     }
 }
 
+/// Message size and compressions of a service. The generated services have these methods in common
+/// but no trait.
+macro_rules! with_limits {
+    ($service:expr, $config:expr) => {
+        $service
+            .max_decoding_message_size($config.max_request_bytes)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Deflate)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .send_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Deflate)
+            .send_compressed(CompressionEncoding::Zstd)
+    };
+}
+
 /// Why the listener ended.
 pub type ListenError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -58,22 +73,10 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ListenError> {
-    let inference = GrpcInferenceServiceServer::new(oip::OpenInference::new(shared.clone()))
-        .max_decoding_message_size(config.max_request_bytes)
-        .accept_compressed(CompressionEncoding::Gzip)
-        .accept_compressed(CompressionEncoding::Deflate)
-        .accept_compressed(CompressionEncoding::Zstd)
-        .send_compressed(CompressionEncoding::Gzip)
-        .send_compressed(CompressionEncoding::Deflate)
-        .send_compressed(CompressionEncoding::Zstd);
-    let typed = InferenceServer::new(inference::TypedInference::new(shared.clone()))
-        .max_decoding_message_size(config.max_request_bytes)
-        .accept_compressed(CompressionEncoding::Gzip)
-        .accept_compressed(CompressionEncoding::Deflate)
-        .accept_compressed(CompressionEncoding::Zstd)
-        .send_compressed(CompressionEncoding::Gzip)
-        .send_compressed(CompressionEncoding::Deflate)
-        .send_compressed(CompressionEncoding::Zstd);
+    let inference = GrpcInferenceServiceServer::new(oip::OpenInference::new(shared.clone()));
+    let inference = with_limits!(inference, config);
+    let typed = InferenceServer::new(inference::TypedInference::new(shared.clone()));
+    let typed = with_limits!(typed, config);
     let reflection_v1 = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)

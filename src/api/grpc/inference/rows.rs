@@ -278,9 +278,6 @@ pub fn shorten(values: &[f32], dimensions: u32) -> Vec<f32> {
     kept.iter().map(|value| value * scale).collect()
 }
 
-/// The number of characters before byte `at` of `text`; a place inside a character counts it in.
 fn characters(text: &str, at: usize) -> u32 {
-    text.char_indices()
-        .take_while(|(byte, _)| *byte < at)
-        .count() as u32
+    quality::characters_before(text, at) as u32
 }

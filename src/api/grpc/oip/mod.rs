@@ -4,6 +4,7 @@
 mod describe;
 mod inputs;
 mod outputs;
+mod parameters;
 mod repository;
 mod settings;
 mod statistics;

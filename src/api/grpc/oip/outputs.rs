@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::{
-    inputs::Wanted,
+    parameters::Wanted,
     tensors::{DataType, TensorSpec, outputs_of, put_bytes},
 };
 use crate::{
@@ -216,18 +216,13 @@ impl<'a> Columns<'a> {
 fn entities(model: &ServedModel, row: &AnsweredRow, logits: &[f32], text: &str) -> String {
     let encoded = &row.encoded;
     let spans = quality::label_spans(logits, &model.labels, &encoded.offsets, &encoded.words);
-    let characters = |at: usize| {
-        text.char_indices()
-            .take_while(|(byte, _)| *byte < at)
-            .count()
-    };
     let spans: Vec<_> = spans
         .into_iter()
         .map(|span| {
             json!({
                 "label": span.label,
-                "start": characters(span.start),
-                "end": characters(span.end),
+                "start": quality::characters_before(text, span.start),
+                "end": quality::characters_before(text, span.end),
                 "text": text.get(span.start..span.end).unwrap_or_default(),
                 "confidence": span.confidence,
             })

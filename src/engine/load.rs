@@ -1,0 +1,29 @@
+//! How busy an engine is: written by its dispatcher, read by admission, without a lock.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+/// The load of one engine.
+#[derive(Debug)]
+pub(super) struct Load {
+    /// Rows accepted and not yet in a batch.
+    pub(super) waiting_rows: AtomicUsize,
+    pub(super) max_waiting_rows: usize,
+    /// Predicted run time of everything that waits and runs, on all instances, in nanoseconds.
+    pub(super) backlog_ns: AtomicU64,
+    /// Coefficients of the run time model, as `f64` bits: a and b in nanoseconds.
+    pub(super) fixed_ns: AtomicU64,
+    pub(super) token_ns: AtomicU64,
+}
+
+impl Load {
+    /// Counts `rows` more as waiting; when they don't fit, tells how many wait.
+    pub(super) fn reserve(&self, rows: usize) -> Result<(), usize> {
+        self.waiting_rows
+            .fetch_update(Relaxed, Relaxed, |waiting| {
+                waiting
+                    .checked_add(rows)
+                    .filter(|&then| then <= self.max_waiting_rows)
+            })
+            .map(drop)
+    }
+}

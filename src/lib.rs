@@ -2,8 +2,8 @@
 //! time has come.
 //!
 //! The way of a request: [`api`] decodes it, [`admission`] checks it and has [`text`] tokenize it,
-//! [`batching`] puts it in line, [`engine`] runs it in a batch on [`models`], and the answer goes
-//! back through the handle it came with. [`repository`] knows the models, [`quality`] what an
+//! [`batching`] or [`generation`] puts it in line, [`engine`] runs it in a batch on [`models`], and
+//! the answer goes back through the handle it came with. [`repository`] knows the models, [`quality`] what an
 //! answer is worth, [`telemetry`] what happened. ARCHITECTURE.md has the whole picture.
 
 pub mod admission;
@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod generation;
 pub mod models;
 pub mod ops;
 pub mod quality;

@@ -15,9 +15,9 @@ use crate::{
     config::{Task, server::LimitsConfig},
     engine::{Answers, Departure, RowAnswer, RowWork},
     error::{RequestError, Stage},
-    repository::{Repository, ServedModel},
+    repository::{Repository, Runner, ServedModel},
     telemetry::RequestTimes,
-    text::{CpuPool, EncodeError, EncodedRow, PoolFull, RowInput},
+    text::{CpuPool, EncodeError, EncodedRow, PoolFull, RowInput, TextEncoder},
 };
 
 /// Rows tokenized in one go by one thread: enough to make the hop cheap, few enough that a large
@@ -26,7 +26,7 @@ const ROWS_PER_JOB: usize = 8;
 
 /// Requests of no more text than this are tokenized where they are: that takes some 50 µs, less than
 /// handing them to another thread and back.
-const INLINE_BYTES: usize = 1024;
+pub(super) const INLINE_BYTES: usize = 1024;
 
 /// An answer arrives this much before the deadline or not at all: what the reply still needs to be
 /// encoded and sent, and more than the millisecond that timers round to.
@@ -111,6 +111,12 @@ impl Admission {
         call: &Call,
         context: &CallContext,
     ) -> Result<Arc<ServedModel>, RequestError> {
+        self.check_open(context)?;
+        self.repository.find(&call.model, &call.version, call.task)
+    }
+
+    /// Refuses calls while the server goes down, and those that are late already.
+    pub(super) fn check_open(&self, context: &CallContext) -> Result<(), RequestError> {
         if self.is_closed() {
             return Err(RequestError::ShuttingDown);
         }
@@ -119,7 +125,12 @@ impl Admission {
                 stage: Stage::Admission,
             });
         }
-        self.repository.find(&call.model, &call.version, call.task)
+        Ok(())
+    }
+
+    /// The threads that tokenize.
+    pub(super) fn pool(&self) -> &CpuPool {
+        &self.pool
     }
 
     /// Lets a request for `model` (from [`Admission::find`]) in. A row that is at fault is answered
@@ -133,6 +144,7 @@ impl Admission {
         mut call: Call,
         context: CallContext,
     ) -> Result<Boarded, RequestError> {
+        let encoder = model.encoder()?;
         call.check(model.output_size, &self.limits)?;
         let deadline = context.deadline.map(|deadline| {
             let answer_by = deadline.checked_sub(REPLY_MARGIN).unwrap_or(deadline);
@@ -141,7 +153,7 @@ impl Admission {
         // Only spans point back into their text.
         call.options.offsets = model.task() == Task::Tokens;
         let started = Instant::now();
-        let tokenizing = self.encode_rows(&model, call);
+        let tokenizing = self.encode_rows(&encoder.text, model.task(), call);
         let encoded = match deadline {
             None => tokenizing.await?,
             Some(deadline) => tokio::time::timeout_at(deadline, tokenizing)
@@ -180,7 +192,7 @@ impl Admission {
                 priority: context.priority,
                 tenant: Arc::clone(&context.tenant),
             };
-            Some(model.engine.submit(work, &departure, Instant::now())?)
+            Some(encoder.engine.submit(work, &departure, Instant::now())?)
         };
         Ok(Boarded {
             model,
@@ -196,11 +208,12 @@ impl Admission {
 
     async fn encode_rows(
         &self,
-        model: &Arc<ServedModel>,
+        text: &Arc<TextEncoder>,
+        task: Task,
         mut call: Call,
     ) -> Result<Vec<Result<EncodedRow, RequestError>>, RequestError> {
         let mut encoded: Vec<Option<Result<EncodedRow, RequestError>>> = (0..call.rows.len())
-            .map(|row| call.check_row(row, model.task(), &self.limits).err())
+            .map(|row| call.check_row(row, task, &self.limits).err())
             .map(|error| error.map(Err))
             .collect();
         let wanted: Vec<(usize, RowInput)> = std::mem::take(&mut call.rows)
@@ -208,7 +221,7 @@ impl Admission {
             .enumerate()
             .filter(|(row, _)| encoded[*row].is_none())
             .collect();
-        let (text, options) = (&model.text, call.options);
+        let options = call.options;
         let encode = |row: usize, result: Result<EncodedRow, EncodeError>| {
             Some(result.map_err(|error| encode_error(call.row_name(row), error)))
         };
@@ -259,14 +272,22 @@ impl Admission {
         with_special_tokens: bool,
     ) -> Result<Vec<Result<EncodedRow, RequestError>>, RequestError> {
         call.check(model.output_size, &self.limits)?;
+        let encoder = match &model.runner {
+            Runner::Encoder(encoder) => encoder,
+            Runner::Decoder(decoder) => {
+                return self
+                    .tokenize_prompts(&decoder.text, call, with_special_tokens)
+                    .await;
+            }
+        };
         if with_special_tokens {
             let mut call = call;
             call.options.offsets = true;
-            return self.encode_rows(model, call).await;
+            return self.encode_rows(&encoder.text, model.task(), call).await;
         }
         let bytes = call.rows.iter().map(RowInput::bytes).sum();
         let limits = self.limits.clone();
-        let (text, task) = (Arc::clone(&model.text), model.task());
+        let (text, task) = (Arc::clone(&encoder.text), model.task());
         let job = self.pool.submit(bytes, move || {
             (0..call.rows.len())
                 .map(|row| {
@@ -370,7 +391,7 @@ fn all_encoded(
         .collect()
 }
 
-fn pool_full(full: PoolFull) -> RequestError {
+pub(super) fn pool_full(full: PoolFull) -> RequestError {
     RequestError::Overloaded {
         what: format!(
             "{} bytes of text wait to be tokenized, {} may",
@@ -380,7 +401,7 @@ fn pool_full(full: PoolFull) -> RequestError {
     }
 }
 
-fn encode_error(field: String, error: EncodeError) -> RequestError {
+pub(super) fn encode_error(field: String, error: EncodeError) -> RequestError {
     match error {
         EncodeError::TooLong { found, allowed } => RequestError::invalid(
             field,

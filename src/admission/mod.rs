@@ -7,7 +7,12 @@
 mod board;
 mod check;
 mod context;
+mod generate;
 
 pub use board::{Admission, AnsweredRow, Boarded, RowResult};
 pub use check::Call;
 pub use context::{CallContext, ContextError};
+pub use generate::{
+    Alternative, Ending, Finish, GenerateCall, Generation, MAX_CONTINUATIONS, Piece, PieceToken,
+    Prompt,
+};

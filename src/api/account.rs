@@ -11,7 +11,7 @@ use crate::{
     api::status,
     error::RequestError,
     repository::ServedModel,
-    telemetry::{Metrics, Outcome},
+    telemetry::{Metrics, Outcome, RequestTimes},
 };
 
 /// A call whose rows all have their answers.
@@ -81,11 +81,7 @@ pub fn find(
 ) -> Result<(Arc<ServedModel>, Account), RequestError> {
     match admission.find(call, context) {
         Ok(model) => {
-            let account = Account {
-                model: Arc::clone(&model),
-                received: context.received,
-                closed: false,
-            };
+            let account = Account::open(Arc::clone(&model), context.received);
             Ok((model, account))
         }
         Err(error) => {
@@ -104,6 +100,15 @@ pub struct Account {
 }
 
 impl Account {
+    /// Opens the account of a call to `model`.
+    pub(super) fn open(model: Arc<ServedModel>, received: Instant) -> Self {
+        Self {
+            model,
+            received,
+            closed: false,
+        }
+    }
+
     /// Closes it with a failure, which is handed back.
     pub fn failed(mut self, error: RequestError) -> RequestError {
         let outcome = status::map(&error).outcome;
@@ -121,15 +126,13 @@ impl Account {
 
     /// Closes it with an answer.
     pub fn answered(
-        mut self,
+        self,
         boarded: &Boarded,
         queue: Duration,
         execute: Duration,
         output: Duration,
     ) {
         let times = boarded.times(queue, execute, output);
-        self.close(Outcome::Ok);
-        self.model.statistics.record_success(&times);
         tracing::debug!(
             model = self.model.name,
             version = self.model.version,
@@ -140,6 +143,13 @@ impl Account {
             total_us = times.total.as_micros() as u64,
             "answered"
         );
+        self.succeeded(&times);
+    }
+
+    /// Closes it with an answer whose times are known.
+    pub(super) fn succeeded(mut self, times: &RequestTimes) {
+        self.close(Outcome::Ok);
+        self.model.statistics.record_success(times);
     }
 
     fn close(&mut self, outcome: Outcome) {

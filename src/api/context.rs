@@ -1,22 +1,32 @@
-//! What a call's metadata say: deadline, tenant, priority.
+//! What a call's metadata say, in gRPC and HTTP alike: deadline, tenant, priority.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use axum::http::HeaderMap;
 use tonic::metadata::MetadataMap;
 
 use crate::{admission::CallContext, error::RequestError};
 
-/// Reads `grpc-timeout`, `x-ferry-tenant` and `x-ferry-priority`.
+/// Reads the metadata of a gRPC call; see [`read_headers`].
 ///
 /// # Errors
 /// [`RequestError::InvalidArgument`] naming the key whose value isn't understood.
 pub fn read_context(metadata: &MetadataMap, max_bytes: usize) -> Result<CallContext, RequestError> {
+    read_headers(metadata.as_ref(), max_bytes)
+}
+
+/// Reads `grpc-timeout`, `x-request-timeout-ms` (the shorter counts), `x-ferry-tenant` and
+/// `x-ferry-priority`. The clock of the deadline starts now.
+///
+/// # Errors
+/// [`RequestError::InvalidArgument`] naming the header whose value isn't understood.
+pub fn read_headers(headers: &HeaderMap, max_bytes: usize) -> Result<CallContext, RequestError> {
     let received = Instant::now();
     let mut context = CallContext::plain(received);
-    if let Some(timeout) = read(metadata, "grpc-timeout", max_bytes)? {
+    if let Some(timeout) = read(headers, "grpc-timeout", max_bytes)? {
         let left = parse_timeout(timeout).ok_or_else(|| {
             RequestError::invalid(
                 "grpc-timeout",
@@ -27,10 +37,18 @@ pub fn read_context(metadata: &MetadataMap, max_bytes: usize) -> Result<CallCont
         // A deadline too far to be told apart from none is none.
         context.deadline = received.checked_add(left);
     }
-    if let Some(tenant) = read(metadata, "x-ferry-tenant", max_bytes)? {
+    if let Some(timeout) = read(headers, "x-request-timeout-ms", max_bytes)? {
+        let left = timeout.parse().map_err(|_| {
+            let found = format_args!("'{timeout}'");
+            RequestError::invalid("x-request-timeout-ms", found, "whole milliseconds")
+        })?;
+        let deadline = received.checked_add(Duration::from_millis(left));
+        context.deadline = earlier(context.deadline, deadline);
+    }
+    if let Some(tenant) = read(headers, "x-ferry-tenant", max_bytes)? {
         context.tenant = Arc::from(tenant);
     }
-    if let Some(priority) = read(metadata, "x-ferry-priority", max_bytes)? {
+    if let Some(priority) = read(headers, "x-ferry-priority", max_bytes)? {
         context.priority = CallContext::parse_priority(priority).map_err(|error| {
             RequestError::invalid("x-ferry-priority", error, "high, normal or low")
         })?;
@@ -38,12 +56,20 @@ pub fn read_context(metadata: &MetadataMap, max_bytes: usize) -> Result<CallCont
     Ok(context)
 }
 
-fn read<'a>(
-    metadata: &'a MetadataMap,
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
+}
+
+/// A header's text; `None` when it isn't there.
+///
+/// # Errors
+/// [`RequestError::InvalidArgument`] when it isn't text or is longer than `max_bytes`.
+pub fn read<'a>(
+    headers: &'a HeaderMap,
     key: &'static str,
     max_bytes: usize,
 ) -> Result<Option<&'a str>, RequestError> {
-    let Some(value) = metadata.get(key) else {
+    let Some(value) = headers.get(key) else {
         return Ok(None);
     };
     let text = value
@@ -90,6 +116,22 @@ mod tests {
         for wrong in ["", "5", "m", "123456789m", "-5m", "5x", "5 m", "½m"] {
             assert_eq!(parse_timeout(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_shorter_of_two_timeouts_counts() {
+        let mut headers = HeaderMap::new();
+        headers.insert("grpc-timeout", "1M".parse().unwrap());
+        headers.insert("x-request-timeout-ms", "250".parse().unwrap());
+        let context = read_headers(&headers, 64).unwrap();
+        let left = context.deadline.unwrap() - context.received;
+        assert_eq!(left, Duration::from_millis(250));
+        headers.insert("x-request-timeout-ms", "soon".parse().unwrap());
+        let error = read_headers(&headers, 64).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "x-request-timeout-ms: found 'soon'; allowed: whole milliseconds"
+        );
     }
 
     #[test]

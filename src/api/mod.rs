@@ -4,9 +4,11 @@
 mod account;
 pub mod codec;
 mod context;
+mod generation;
 pub mod grpc;
 pub mod http;
 pub mod proto;
 pub mod status;
 
 pub use account::{Answered, answer_call};
+pub use generation::{AccountedGeneration, start_generation};

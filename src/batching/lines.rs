@@ -1,4 +1,5 @@
 //! The lines in which rows of one priority level wait: one a tenant, served by deficit round robin.
+//! Rows of the batching queue and sequences of the generation scheduler alike; `I` is their id.
 //!
 //! Source: Shreedhar and Varghese, "Efficient Fair Queuing Using Deficit Round Robin" (1996), with
 //! tokens for bytes. A tenant whose turn it is may send rows for as many tokens as it has credit;
@@ -9,31 +10,31 @@ use std::{
     sync::Arc,
 };
 
-use super::row::RowId;
-
 /// A row's name and length, which is all that the order depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    pub id: RowId,
+pub struct Place<I> {
+    /// Its name.
+    pub id: I,
+    /// What it costs of its tenant's credit.
     pub tokens: u32,
 }
 
-#[derive(Debug, Default)]
-struct Line {
-    places: VecDeque<Place>,
+#[derive(Debug)]
+struct Line<I> {
+    places: VecDeque<Place<I>>,
     credit: u64,
 }
 
 /// One priority level. A tenant with nothing waiting leaves nothing behind.
 #[derive(Debug)]
-pub struct Lines {
+pub struct Lines<I> {
     quantum: u64,
-    by_tenant: HashMap<Arc<str>, Line>,
+    by_tenant: HashMap<Arc<str>, Line<I>>,
     /// Tenants with something waiting, the one whose turn it is first.
     turns: VecDeque<Arc<str>>,
 }
 
-impl Lines {
+impl<I: Copy + Eq> Lines<I> {
     /// No lines yet. `quantum` is the credit of one turn, in tokens.
     pub fn new(quantum: usize) -> Self {
         Self {
@@ -43,11 +44,23 @@ impl Lines {
         }
     }
 
-    pub fn push(&mut self, tenant: &Arc<str>, place: Place) {
-        if let Some(line) = self.by_tenant.get_mut(tenant) {
-            line.places.push_back(place);
-            return;
+    /// Puts a row at the end of its tenant's line.
+    pub fn push(&mut self, tenant: &Arc<str>, place: Place<I>) {
+        match self.by_tenant.get_mut(tenant) {
+            Some(line) => line.places.push_back(place),
+            None => self.open(tenant, place),
         }
+    }
+
+    /// Puts a row at the head of its tenant's line: one that had been taken and must come again.
+    pub fn push_front(&mut self, tenant: &Arc<str>, place: Place<I>) {
+        match self.by_tenant.get_mut(tenant) {
+            Some(line) => line.places.push_front(place),
+            None => self.open(tenant, place),
+        }
+    }
+
+    fn open(&mut self, tenant: &Arc<str>, place: Place<I>) {
         let line = Line {
             places: VecDeque::from([place]),
             credit: 0,
@@ -59,7 +72,7 @@ impl Lines {
     /// The row whose turn it is. It stays so until it is taken by [`Lines::take`] (or its tenant,
     /// having been alone, is joined by another), so a row that does not fit a batch is not passed
     /// by shorter ones.
-    pub fn next(&mut self) -> Option<Place> {
+    pub fn head(&mut self) -> Option<Place<I>> {
         loop {
             let tenant = self.turns.front()?;
             let line = self.by_tenant.get_mut(tenant)?;
@@ -72,7 +85,7 @@ impl Lines {
         }
     }
 
-    /// Takes the row that [`Lines::next`] gave.
+    /// Takes the row that [`Lines::head`] gave.
     pub fn take(&mut self) {
         let Some(tenant) = self.turns.front() else {
             return;
@@ -90,7 +103,7 @@ impl Lines {
     }
 
     /// Takes a row out of the middle of its tenant's line.
-    pub fn remove(&mut self, tenant: &Arc<str>, id: RowId) {
+    pub fn remove(&mut self, tenant: &Arc<str>, id: I) {
         let Some(line) = self.by_tenant.get_mut(tenant) else {
             return;
         };
@@ -106,6 +119,9 @@ impl Lines {
 
     /// Asserts that turns and lines name the same tenants, that none is empty and that credit stays
     /// bounded, rows having at most `longest` tokens; returns how many rows wait.
+    ///
+    /// # Panics
+    /// When an invariant is broken.
     pub fn check_invariants(&self, longest: usize) -> usize {
         assert_eq!(
             self.turns.len(),

@@ -10,6 +10,7 @@ mod queue;
 mod row;
 mod run_time;
 
+pub use lines::{Lines, Place};
 pub use policy::{BatchPolicy, PolicyError};
 pub use queue::{BatchQueue, Decision, RejectReason, Rejected};
 pub use row::{Batch, FlushReason, Priority, Row, RowId};

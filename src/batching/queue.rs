@@ -74,7 +74,7 @@ pub struct Rejected<T> {
 pub struct BatchQueue<T> {
     policy: BatchPolicy,
     rows: HashMap<RowId, Row<T>>,
-    levels: [Lines; Priority::LEVELS],
+    levels: [Lines<RowId>; Priority::LEVELS],
     by_arrival: BTreeSet<(Instant, RowId)>,
     by_deadline: BTreeSet<(Instant, RowId)>,
     /// Rows whose deadline has passed, until they are taken.
@@ -281,7 +281,7 @@ impl<T> BatchQueue<T> {
         };
         'levels: for level in 0..Priority::LEVELS {
             while batch.rows.len() < self.policy.max_rows {
-                let Some(place) = self.levels[level].next() else {
+                let Some(place) = self.levels[level].head() else {
                     continue 'levels;
                 };
                 if batch.tokens + place.tokens as usize > self.policy.max_tokens {

@@ -3,11 +3,14 @@
 //! A model folder without one is served too: [`ModelManifest::infer`] reads what it can from the
 //! Hugging Face files beside the weights.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, Violation, read_checked};
+use super::{ConfigError, GenerateConfig, Violation, read_checked};
 
 /// What a model does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,9 +98,12 @@ pub struct ModelManifest {
     /// Settings of classifiers.
     #[serde(default)]
     pub classify: ClassifyConfig,
-    /// When a batch leaves.
+    /// When a batch leaves; not for models that generate.
     #[serde(default)]
     pub batching: BatchingConfig,
+    /// Settings of models that generate.
+    #[serde(default)]
+    pub generate: GenerateConfig,
     /// What the model runs on.
     #[serde(default)]
     pub resources: ResourcesConfig,
@@ -226,6 +232,7 @@ impl ModelManifest {
             embed: EmbedConfig::default(),
             classify: ClassifyConfig::default(),
             batching: BatchingConfig::default(),
+            generate: GenerateConfig::default(),
             resources: ResourcesConfig::default(),
         }
     }
@@ -268,6 +275,13 @@ impl ModelManifest {
             batching.max_waiting_rows,
             "1 to 1048576",
         )?;
+        self.generate.validate()?;
+        Violation::unless(
+            self.task != Task::Generate || self.resources.instances == 1,
+            "resources.instances",
+            self.resources.instances,
+            "1 where task = \"generate\": one instance batches all sequences",
+        )?;
         Violation::unless(
             (1..=256).contains(&self.resources.instances),
             "resources.instances",
@@ -285,15 +299,22 @@ impl ModelManifest {
     /// Reads what a model does from the Hugging Face files in `dir`: `config.json`'s
     /// `architectures`, and `1_Pooling/config.json` of sentence-transformers.
     ///
-    /// Returns `None` when there is no usable `config.json`.
+    /// A folder with a `*.gguf` and no `config.json` generates.
+    ///
+    /// Returns `None` when there is neither.
     pub fn infer(dir: &Path) -> Option<Self> {
+        if !dir.join("config.json").exists() && find_gguf(dir).is_some() {
+            return Some(Self::of(Task::Generate));
+        }
         let config = read_json(&dir.join("config.json"))?;
         let architecture = config["architectures"][0].as_str().unwrap_or_default();
         let labels = config["id2label"]
             .as_object()
             .map(serde_json::Map::len)
             .or_else(|| config["num_labels"].as_u64().map(|count| count as usize));
-        let task = if architecture.ends_with("ForSequenceClassification") {
+        let task = if architecture.ends_with("ForCausalLM") {
+            Task::Generate
+        } else if architecture.ends_with("ForSequenceClassification") {
             if labels == Some(1) {
                 Task::Rerank
             } else {
@@ -320,6 +341,17 @@ impl ModelManifest {
         }
         Some(manifest)
     }
+}
+
+/// The GGUF file in a version's folder; the first by name where there are several.
+pub fn find_gguf(dir: &Path) -> Option<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "gguf"))
+        .collect();
+    files.sort();
+    files.into_iter().next()
 }
 
 fn read_json(path: &Path) -> Option<serde_json::Value> {

@@ -3,12 +3,14 @@
 //! Both are read once, refused as a whole when anything in them is wrong, and the error shows the
 //! line. Defaults stand in the structs' `Default` and nowhere else.
 
+pub mod generate;
 pub mod locate;
 pub mod manifest;
 pub mod server;
 
 use std::path::{Path, PathBuf};
 
+pub use generate::{CacheType, GenerateConfig, Quantize};
 pub use manifest::{Activation, ModelManifest, Pooling, Task, Truncation};
 pub use server::ServerConfig;
 

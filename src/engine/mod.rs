@@ -1,21 +1,12 @@
-//! Runs batches: where the async world hands rows to OS threads, and the only place it does.
+//! Runs models: where the async world hands work to OS threads, and the only place it does.
 //!
-//! ```text
-//! Engine::submit ─ channel ─► dispatcher (owns the BatchQueue) ─ channel ─► executors ─► replies
-//!                                  ▲                                            │
-//!                                  └──────────── done: how long it took ────────┘
-//! ```
-//!
-//! No lock is held anywhere on this way. The dispatcher only decides; executors only run.
+//! Two engines, for the two kinds of batching: [`dynamic`] for models that answer a row in one
+//! forward pass, [`continuous`] for models that generate it token by token.
 
-mod dispatcher;
-mod executor;
-mod handle;
-mod load;
-mod messages;
-mod row;
+pub mod continuous;
+pub mod dynamic;
 
-pub use executor::is_finite;
-pub use handle::{Engine, EngineOptions};
-pub use messages::Forward;
-pub use row::{Answers, Departure, RowAnswer, RowWork, WorkRow};
+mod panics;
+
+pub use continuous::{GenerationEngine, GenerationOptions};
+pub use dynamic::{Answers, Departure, Engine, EngineOptions, Forward, RowAnswer, RowWork, is_finite};

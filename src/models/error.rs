@@ -32,6 +32,24 @@ pub enum LoadError {
         /// What it may be.
         supported: String,
     },
+    /// A value of a GGUF file's metadata is missing, of the wrong kind, or not supported.
+    #[error("GGUF metadata: {key} is {found}; supported: {supported}")]
+    Metadata {
+        /// The key.
+        key: String,
+        /// Its value, or "missing".
+        found: String,
+        /// What it may be.
+        supported: String,
+    },
+    /// A GGUF file is damaged or lies about itself.
+    #[error("{path} is not a valid GGUF file: {reason}", path = path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The directory holds no safetensors checkpoint.
     #[error(
         "{dir} has neither model.safetensors nor model.safetensors.index.json; \
@@ -60,7 +78,7 @@ pub enum LoadError {
         why: String,
     },
     /// A tensor has another shape than the config asks for.
-    #[error("tensor {name} has shape {found:?}; expected {expected:?} by config.json")]
+    #[error("tensor {name} has shape {found:?}; expected {expected:?} by its configuration")]
     Shape {
         /// Its name in the file.
         name: String,
@@ -75,6 +93,17 @@ pub enum LoadError {
         /// Its name in the file.
         name: String,
         /// Type in the file.
+        found: String,
+    },
+    /// A tensor of a GGUF file has a type that is not supported.
+    #[error(
+        "tensor {name} is {found}; supported: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, \
+         Q3_K, Q4_K, Q5_K, Q6_K; quantize the model to one of these"
+    )]
+    GgmlType {
+        /// Its name in the file.
+        name: String,
+        /// The type's name, or its number.
         found: String,
     },
     /// A weight is NaN or infinite.
@@ -138,6 +167,33 @@ pub enum ForwardError {
         type_id: u32,
         /// Number of types.
         types: usize,
+    },
+    /// The rows of a step do not add up to its tokens.
+    #[error("the rows of the step have {in_rows} tokens, the step has {tokens}")]
+    RowSum {
+        /// Tokens by the rows.
+        in_rows: usize,
+        /// Tokens of the step.
+        tokens: usize,
+    },
+    /// Logits are wanted after a token that the step does not have.
+    #[error("logits are wanted after token {token} of the step, which has {tokens}")]
+    LogitToken {
+        /// Its index.
+        token: u32,
+        /// Tokens of the step.
+        tokens: usize,
+    },
+    /// A row's blocks are too few, not in the cache, or written by another row too.
+    #[error("blocks of the cache: {0}")]
+    Blocks(String),
+    /// A cache cannot have that size.
+    #[error("a cache of {blocks} blocks of {block_size} positions is empty or too large")]
+    Cache {
+        /// Its blocks.
+        blocks: usize,
+        /// Positions in a block.
+        block_size: usize,
     },
     /// The device failed.
     #[error("device: {0}")]

@@ -5,8 +5,9 @@ use std::path::Path;
 use candle_core::Device;
 use safetensors::Dtype;
 
+use super::config_json::{MAX_CONFIG_BYTES, read_json};
 use super::error::LoadError;
-use super::spec::{EncoderSpec, read_json};
+use super::spec::EncoderSpec;
 use super::weights::Checkpoint;
 
 /// A directory's contents; no weight is read.
@@ -48,7 +49,7 @@ impl ModelSummary {
     /// If a file is missing or damaged. A model that is merely not supported is no error; see
     /// [`ModelSummary::spec`].
     pub fn read(dir: &Path) -> Result<Self, LoadError> {
-        let config = read_json(&dir.join("config.json"), super::spec::MAX_CONFIG_BYTES)?;
+        let config = read_json(&dir.join("config.json"), MAX_CONFIG_BYTES)?;
         let checkpoint = Checkpoint::open(dir, &Device::Cpu)?;
         let mut tensors: Vec<TensorSummary> = checkpoint
             .entries()

@@ -5,19 +5,26 @@
 //! that the model needs, checks the checkpoint's header against that list, and only then reads
 //! weights. Files are hostile input: what is wrong with them is a [`LoadError`], never a panic.
 
+pub mod decoder;
 pub mod encoder;
 pub mod error;
+pub mod gguf;
 pub mod heads;
 pub mod inspect;
 pub mod packed;
 pub mod spec;
 pub mod weights;
 
+mod config_json;
+mod mapping;
 mod plan;
 
 #[cfg(test)]
 mod testing;
 
+pub use decoder::{
+    DecoderBatch, DecoderModel, DecoderOptions, DecoderRow, DecoderSpec, KvCache, StepLogits,
+};
 pub use encoder::{EncoderModel, LoadOptions};
 pub use error::{ForwardError, LoadError};
 pub use heads::{Head, RowOutput};

@@ -1,18 +1,14 @@
 //! What `config.json` says about an encoder, read with suspicion: every number is bounded here, so
 //! that the rest of the loader may multiply them without thought.
 
-use std::fs::File;
-use std::io::Read;
-use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::config_json::{Config, MAX_CONFIG_BYTES, read_json};
 use super::error::LoadError;
 use crate::ops::Activation;
 
-/// A config is a few kilobytes; one with 100 000 labels is some megabytes.
-pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const MAX_LABELS: usize = 100_000;
 
 /// Who named the tensors and shaped the classification head.
@@ -79,7 +75,7 @@ impl EncoderSpec {
     /// # Errors
     /// As [`EncoderSpec::read`].
     pub fn from_json(json: &Map<String, Value>) -> Result<Self, LoadError> {
-        let config = Config(json);
+        let config = Config::new(json);
         let model_type = config.text("model_type")?;
         let family = match model_type {
             "bert" => Family::Bert,
@@ -131,7 +127,9 @@ impl EncoderSpec {
             } else {
                 config.count_or("type_vocab_size", 0..=1024, 2)?
             },
-            norm_epsilon: config.epsilon("layer_norm_eps")?,
+            norm_epsilon: config
+                .optional_number("layer_norm_eps", 0.0..=1.0)?
+                .map_or(1e-12, |epsilon| epsilon as f32),
             activation: config.activation(key("hidden_act", "activation"))?,
             labels: config.labels()?,
             problem_type: config.optional_text("problem_type")?.map(str::to_owned),
@@ -149,113 +147,8 @@ impl EncoderSpec {
     }
 }
 
-/// Reads a file of at most `limit` bytes that holds one JSON object.
-pub(crate) fn read_json(path: &Path, limit: u64) -> Result<Map<String, Value>, LoadError> {
-    let io = |source| LoadError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let syntax = |reason: String| LoadError::Syntax {
-        path: path.to_owned(),
-        reason,
-    };
-    let mut text = Vec::new();
-    let file = File::open(path).map_err(io)?;
-    file.take(limit + 1).read_to_end(&mut text).map_err(io)?;
-    if text.len() as u64 > limit {
-        return Err(syntax(format!("larger than {limit} bytes")));
-    }
-    serde_json::from_slice(&text).map_err(|error| syntax(error.to_string()))
-}
-
-/// Typed and bounded access to the keys of a config; `null` counts as absent.
-struct Config<'a>(&'a Map<String, Value>);
-
-impl<'a> Config<'a> {
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.0.get(key).filter(|value| !value.is_null())
-    }
-
-    /// The error for the value that `key` has.
-    fn unsupported(&self, key: &str, supported: &str) -> LoadError {
-        let found = self
-            .get(key)
-            .map_or_else(|| "missing".to_owned(), |value| shorten(&value.to_string()));
-        LoadError::Config {
-            key: key.to_owned(),
-            found,
-            supported: supported.to_owned(),
-        }
-    }
-
-    /// Accepts an absent key or exactly this value.
-    fn require(&self, key: &str, value: &Value) -> Result<(), LoadError> {
-        match self.get(key) {
-            Some(found) if found != value => Err(self.unsupported(key, &value.to_string())),
-            _ => Ok(()),
-        }
-    }
-
-    fn optional_text(&self, key: &str) -> Result<Option<&'a str>, LoadError> {
-        self.get(key)
-            .map(|value| {
-                value
-                    .as_str()
-                    .ok_or_else(|| self.unsupported(key, "a string"))
-            })
-            .transpose()
-    }
-
-    fn text(&self, key: &str) -> Result<&'a str, LoadError> {
-        self.optional_text(key)?
-            .ok_or_else(|| self.unsupported(key, "a string"))
-    }
-
-    fn texts(&self, key: &str) -> Result<Vec<String>, LoadError> {
-        let error = || self.unsupported(key, "a list of strings");
-        let Some(value) = self.get(key) else {
-            return Ok(Vec::new());
-        };
-        let list = value.as_array().ok_or_else(error)?;
-        list.iter()
-            .map(|item| item.as_str().map(str::to_owned).ok_or_else(error))
-            .collect()
-    }
-
-    fn count(&self, key: &str, range: RangeInclusive<usize>) -> Result<usize, LoadError> {
-        self.get(key)
-            .and_then(Value::as_u64)
-            .and_then(|value| usize::try_from(value).ok())
-            .filter(|value| range.contains(value))
-            .ok_or_else(|| {
-                let (least, most) = (range.start(), range.end());
-                self.unsupported(key, &format!("a whole number from {least} to {most}"))
-            })
-    }
-
-    fn count_or(
-        &self,
-        key: &str,
-        range: RangeInclusive<usize>,
-        default: usize,
-    ) -> Result<usize, LoadError> {
-        match self.get(key) {
-            Some(_) => self.count(key, range),
-            None => Ok(default),
-        }
-    }
-
-    /// `ε`; 1e-12, the default of all families, where the config has none.
-    fn epsilon(&self, key: &str) -> Result<f32, LoadError> {
-        let Some(value) = self.get(key) else {
-            return Ok(1e-12);
-        };
-        match value.as_f64() {
-            Some(epsilon) if (0.0..=1.0).contains(&epsilon) => Ok(epsilon as f32),
-            _ => Err(self.unsupported(key, "a number from 0 to 1")),
-        }
-    }
-
+/// What only encoders have in their config.
+impl Config<'_> {
     fn activation(&self, key: &str) -> Result<Activation, LoadError> {
         Ok(match self.optional_text(key)?.unwrap_or("gelu") {
             "gelu" | "gelu_python" => Activation::Gelu,
@@ -301,15 +194,6 @@ impl<'a> Config<'a> {
                 _ => Err(error()),
             })
             .collect()
-    }
-}
-
-/// Keeps an error line readable when the value is a megabyte.
-fn shorten(text: &str) -> String {
-    const LIMIT: usize = 80;
-    match text.char_indices().nth(LIMIT) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
     }
 }
 

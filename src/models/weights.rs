@@ -5,7 +5,6 @@
 //! may be replaced.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
@@ -14,9 +13,10 @@ use half::slice::HalfFloatSliceExt;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
+use super::config_json::read_json;
 use super::error::LoadError;
+use super::mapping::map_file;
 use super::plan::{EncoderPlan, LinearPlan, Name, NormPlan, TablePlan, TensorPlan};
-use super::spec::read_json;
 use crate::ops::Linear;
 
 const SINGLE: &str = "model.safetensors";
@@ -181,6 +181,19 @@ impl Checkpoint {
         Ok(Tensor::from_vec(values, shape, &self.device)?)
     }
 
+    /// The values of a tensor by its whole name, in f32.
+    pub(crate) fn values(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let entry = self.entries.get(name);
+        let entry = entry.ok_or_else(|| LoadError::MissingTensor {
+            name: name.to_owned(),
+            expected: Vec::new(),
+            why: format!("the checkpoint has {} tensors", self.entries.len()),
+        })?;
+        let mut values = Vec::with_capacity(entry.elements());
+        self.append_f32(name, entry, &mut values)?;
+        Ok(values)
+    }
+
     /// The tensor of the plan under whichever name the files have it.
     fn find(&self, plan: &TensorPlan) -> Result<(&str, &TensorEntry), LoadError> {
         let (prefix, module) = match &plan.module {
@@ -268,19 +281,11 @@ impl Checkpoint {
     /// Maps a file and enters its tensors; if it is part of an index, exactly those that the index
     /// puts there.
     fn add_shard(&mut self, path: &Path, wanted: Option<&[String]>) -> Result<(), LoadError> {
-        let io = |source| LoadError::Io {
-            path: path.to_owned(),
-            source,
-        };
         let header = |reason: String| LoadError::Header {
             path: path.to_owned(),
             reason,
         };
-        let file = File::open(path).map_err(io)?;
-        // SAFETY: the map is read-only and a version's files do not change while it loads (the
-        // repository swaps directories, it does not write into them). A file that is cut short
-        // meanwhile would end the process with SIGBUS, it could not corrupt it.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let map = map_file(path)?;
         let declared = map.first_chunk().map(|size| u64::from_le_bytes(*size));
         if declared.is_some_and(|size| size > MAX_HEADER_BYTES) {
             return Err(header(format!(

@@ -10,9 +10,9 @@ use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 use super::operand::{dims2, f32_values, f32_values_mut};
 use super::parallel::for_row_blocks;
 use super::simd::{Arithmetic, Kernel, dispatch};
-use super::vector_math::{Map, erf, map_in_place, tanh};
+use super::vector_math::{Map, erf, exp, map_in_place, tanh};
 
-/// Activation functions that encoders use.
+/// Activation functions of encoders and decoders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// No activation: adds the bias only.
@@ -26,6 +26,8 @@ pub enum Activation {
     Relu,
     /// `tanh x`
     Tanh,
+    /// `x / (1 + e^−x)`, of the same paper; the gate of most decoders.
+    Silu,
 }
 
 /// The op: adds a bias and applies an activation, in place.
@@ -87,15 +89,22 @@ impl Kernel for ActivateRows<'_> {
             for (x, b) in row.iter_mut().zip(self.bias) {
                 *x += b;
             }
-            // The row lies in L1 now; chosen here, not per value, so that each loop is vector code.
-            match self.activation {
-                Activation::Identity => {}
-                Activation::Gelu => map_in_place::<A, Gelu>(row),
-                Activation::GeluTanh => map_in_place::<A, GeluTanh>(row),
-                Activation::Relu => map_in_place::<A, Relu>(row),
-                Activation::Tanh => map_in_place::<A, Tanh>(row),
-            }
+            // The row lies in L1 now.
+            activate::<A>(self.activation, row);
         }
+    }
+}
+
+/// `x ← act(x)`. Chosen here, not per value, so that each loop is vector code.
+#[inline(always)]
+pub(crate) fn activate<A: Arithmetic>(activation: Activation, values: &mut [f32]) {
+    match activation {
+        Activation::Identity => {}
+        Activation::Gelu => map_in_place::<A, Gelu>(values),
+        Activation::GeluTanh => map_in_place::<A, GeluTanh>(values),
+        Activation::Relu => map_in_place::<A, Relu>(values),
+        Activation::Tanh => map_in_place::<A, Tanh>(values),
+        Activation::Silu => map_in_place::<A, Silu>(values),
     }
 }
 
@@ -146,6 +155,16 @@ impl Map for Tanh {
     }
 }
 
+struct Silu;
+
+impl Map for Silu {
+    #[inline(always)]
+    fn apply<A: Arithmetic>(x: A::Vector) -> A::Vector {
+        let exp = exp::<A>(A::sub(A::splat(0.0), x));
+        A::div(x, A::add(A::splat(1.0), exp))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::simd::Portable;
@@ -163,15 +182,17 @@ mod tests {
             }
             Activation::Relu => x.max(0.0),
             Activation::Tanh => x.tanh(),
+            Activation::Silu => x / (1.0 + (-x).exp()),
         }
     }
 
-    const ALL: [Activation; 5] = [
+    const ALL: [Activation; 6] = [
         Activation::Identity,
         Activation::Gelu,
         Activation::GeluTanh,
         Activation::Relu,
         Activation::Tanh,
+        Activation::Silu,
     ];
 
     #[test]

@@ -13,9 +13,15 @@
 pub mod activation;
 pub mod attention;
 pub mod embed_norm;
+pub mod gated;
 pub mod linear;
+pub mod logit_statistics;
+pub mod paged_attention;
 pub mod pool;
+pub mod quantized;
 pub mod residual_norm;
+pub mod rms_norm;
+pub mod rope;
 
 mod layer_norm;
 mod operand;
@@ -29,6 +35,12 @@ mod testing;
 pub use activation::{Activation, BiasActivation};
 pub use attention::Attention;
 pub use embed_norm::EmbedNorm;
+pub use gated::GatedActivation;
 pub use linear::Linear;
+pub use logit_statistics::{LogitStatistics, logit_statistics, soft_cap};
+pub use paged_attention::{CacheGeometry, CacheType, LayerCache, PagedAttention, PagedRows};
 pub use pool::{Pool, Pooling};
+pub use quantized::QuantizedLinear;
 pub use residual_norm::ResidualNorm;
+pub use rms_norm::{ResidualRmsNorm, RmsNorm};
+pub use rope::{Rope, RopeStyle};

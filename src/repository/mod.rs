@@ -9,6 +9,6 @@ mod served;
 mod store;
 
 pub use discover::{FoundModel, find_models};
-pub use load::{LoadError, head_of, load_model, read_manifest};
-pub use served::ServedModel;
+pub use load::{LoadError, head_of, load_model, read_gguf_text, read_manifest};
+pub use served::{Runner, ServedDecoder, ServedEncoder, ServedModel};
 pub use store::{ModelState, Repository, Standing};

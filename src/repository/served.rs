@@ -1,12 +1,16 @@
 //! A model version that is loaded, warm and takes requests.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use crate::{
     config::{Activation, ModelManifest, Task},
-    engine::Engine,
-    telemetry::{ModelMetrics, ModelStatistics},
-    text::TextEncoder,
+    engine::{Engine, GenerationEngine},
+    error::RequestError,
+    telemetry::{GenerationMetrics, ModelMetrics, ModelStatistics},
+    text::{GenerationText, TextEncoder},
 };
 
 /// A model version that takes requests. When the last request that holds it is done it is freed.
@@ -20,14 +24,12 @@ pub struct ServedModel {
     pub manifest: ModelManifest,
     /// Labels of a classifier, in the order of its logits.
     pub labels: Vec<String>,
-    /// Length of its output: dimensions of an embedding, labels, or 1 score.
+    /// Length of its output: dimensions of an embedding, labels, or 1 score; 0 for text.
     pub output_size: usize,
     /// How a classifier's logits become probabilities.
     pub activation: Activation,
-    /// Its tokenizer.
-    pub text: Arc<TextEncoder>,
     /// What runs it.
-    pub engine: Engine,
+    pub runner: Runner,
     /// Its metrics.
     pub metrics: ModelMetrics,
     /// Its cumulative statistics.
@@ -36,9 +38,84 @@ pub struct ServedModel {
     pub memory_bytes: u64,
     /// How long it took to load and warm.
     pub load_time: Duration,
+    /// When it was ready.
+    pub loaded_at: SystemTime,
+}
+
+/// What runs a model.
+#[derive(Debug)]
+pub enum Runner {
+    /// Each row in one forward pass.
+    Encoder(ServedEncoder),
+    /// Token by token.
+    Decoder(Arc<ServedDecoder>),
+}
+
+/// The parts of a model that answers a row in one forward pass.
+#[derive(Debug)]
+pub struct ServedEncoder {
+    /// Its tokenizer.
+    pub text: Arc<TextEncoder>,
+    /// What runs it.
+    pub engine: Engine,
+}
+
+/// The parts of a model that generates.
+#[derive(Debug)]
+pub struct ServedDecoder {
+    /// Its tokenizer and chat template.
+    pub text: Arc<GenerationText>,
+    /// What runs it.
+    pub engine: GenerationEngine,
+    /// Token ids are below this.
+    pub vocabulary: usize,
+    /// Tokens of prompt and answer together at most.
+    pub max_sequence_tokens: usize,
+    /// Tokens generated at most where a request doesn't say; 0 for what the context leaves.
+    pub default_max_tokens: u32,
+    /// Its further metrics.
+    pub metrics: GenerationMetrics,
 }
 
 impl ServedModel {
+    /// The parts of a model that answers a row in one forward pass.
+    ///
+    /// # Errors
+    /// [`RequestError::WrongTask`] when it generates.
+    pub fn encoder(&self) -> Result<&ServedEncoder, RequestError> {
+        match &self.runner {
+            Runner::Encoder(encoder) => Ok(encoder),
+            Runner::Decoder(_) => Err(self.does_not("embed, classify, rerank or tokens")),
+        }
+    }
+
+    /// The parts of a model that generates.
+    ///
+    /// # Errors
+    /// [`RequestError::WrongTask`] when it doesn't.
+    pub fn decoder(&self) -> Result<&Arc<ServedDecoder>, RequestError> {
+        match &self.runner {
+            Runner::Decoder(decoder) => Ok(decoder),
+            Runner::Encoder(_) => Err(self.does_not("generate")),
+        }
+    }
+
+    /// The text of one token; empty for an id it doesn't have.
+    pub fn token_text(&self, id: u32) -> String {
+        match &self.runner {
+            Runner::Encoder(encoder) => encoder.text.token_text(id).unwrap_or_default(),
+            Runner::Decoder(decoder) => decoder.text.token_text(id),
+        }
+    }
+
+    fn does_not(&self, asked: &str) -> RequestError {
+        RequestError::WrongTask {
+            model: self.name.clone(),
+            task: self.task().to_string(),
+            asked: asked.to_owned(),
+        }
+    }
+
     /// What the model does.
     pub fn task(&self) -> Task {
         self.manifest.task

@@ -114,11 +114,7 @@ impl Repository {
                     tracing::error!(model = name, %error, "load failed; the old version serves on");
                     self.set(name, ready);
                 } else {
-                    if matches!(error, LoadError::Task(_)) {
-                        tracing::warn!(model = name, %error, "not served");
-                    } else {
-                        tracing::error!(model = name, %error, "load failed");
-                    }
+                    tracing::error!(model = name, %error, "load failed");
                     let reason = reason.clone();
                     self.set(name, ModelState::Unavailable { reason });
                 }

@@ -7,6 +7,8 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
 };
 
+use super::generation::{GenerationFamilies, GenerationMetrics};
+
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -73,6 +75,7 @@ struct Families {
     isolated_batches: IntCounterVec,
     /// Requests that named no model that is here.
     unrouted: IntCounterVec,
+    generation: GenerationFamilies,
 }
 
 /// Names for why a batch left; the values of the label `reason`.
@@ -188,6 +191,11 @@ impl Metrics {
         }
     }
 
+    /// The further handles of a model version that generates.
+    pub fn generation(&self, model: &str, version: &str) -> GenerationMetrics {
+        self.families.generation.model(model, version)
+    }
+
     /// Counts a request that ended before it found a model.
     pub fn count_unrouted(&self, outcome: Outcome) {
         self.families
@@ -286,6 +294,7 @@ impl Families {
                 "Requests that ended before they found a model, by how.",
                 &["outcome"],
             )?,
+            generation: GenerationFamilies::register(registry)?,
         })
     }
 }

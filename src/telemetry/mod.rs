@@ -3,8 +3,11 @@
 //! Handles are resolved once, when a model is loaded; recording is a few atomic additions.
 
 pub mod logs;
+
+mod generation;
 mod metrics;
 mod statistics;
 
+pub use generation::GenerationMetrics;
 pub use metrics::{FlushCounters, Metrics, ModelMetrics, Outcome};
 pub use statistics::{BatchTimes, ModelStatistics, RequestTimes, Snapshot, StatDuration};

@@ -67,8 +67,8 @@ pub struct EncodedRow {
 #[derive(Debug, thiserror::Error)]
 #[error("can't load the tokenizer {}: {reason}", path.display())]
 pub struct TokenizerError {
-    path: PathBuf,
-    reason: String,
+    pub(super) path: PathBuf,
+    pub(super) reason: String,
 }
 
 /// Why a row can't be encoded.

@@ -5,6 +5,8 @@ mod health;
 mod inference;
 mod oip;
 
+pub use inference::shorten;
+
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::watch};

@@ -1,4 +1,6 @@
-//! The HTTP listener: health for orchestrators, metrics for Prometheus.
+//! The HTTP listener: OpenAI's routes, health for orchestrators, metrics for Prometheus.
+
+mod openai;
 
 use std::future::Future;
 
@@ -6,8 +8,10 @@ use axum::{
     Router,
     extract::State,
     http::{StatusCode, header},
+    middleware,
     response::IntoResponse,
     routing::get,
+    serve::ListenerExt as _,
 };
 use tokio::net::TcpListener;
 
@@ -29,7 +33,17 @@ pub async fn serve(
         .route("/v2/health/live", get(live))
         .route("/v2/health/ready", get(ready))
         .route("/metrics", get(metrics))
+        .merge(openai::routes())
+        .method_not_allowed_fallback(openai::wrong_method)
+        .fallback(openai::unknown_route)
+        .layer(middleware::from_fn(openai::echo_request_id))
         .with_state(shared);
+    let listener = listener.tap_io(|connection| {
+        // A token must not wait for the client to have acknowledged the one before.
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY");
+        }
+    });
     axum::serve(listener, routes)
         .with_graceful_shutdown(shutdown)
         .await

@@ -99,7 +99,7 @@ fn texts_or_ids(
     Ok((rows.collect(), "token_ids"))
 }
 
-fn check_confidence(least: f32) -> Result<(), RequestError> {
+pub fn check_confidence(least: f32) -> Result<(), RequestError> {
     if (0.0..=1.0).contains(&least) {
         return Ok(());
     }

@@ -1,6 +1,7 @@
 //! `ferry.v1.Inference`: texts in, typed answers out, row by row.
 
 mod calls;
+mod generate;
 mod rows;
 mod stream;
 
@@ -11,13 +12,13 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{Shared, duplex::answer_each};
 use crate::{
-    admission::{Call, CallContext},
+    admission::{Call, CallContext, GenerateCall},
     api::{
         account::{Answered, answer_call},
         context::read_context,
         proto::ferry::v1::{
-            ClassifyRequest, ClassifyResponse, ClassifyTokensRequest, ClassifyTokensResponse,
-            EmbedRequest, EmbedResponse, RerankRequest, RerankResponse, StreamRequest,
+            ChatRequest, ClassifyRequest, ClassifyResponse, ClassifyTokensRequest, ClassifyTokensResponse,
+            EmbedRequest, EmbedResponse, GenerateRequest, RerankRequest, RerankResponse, StreamRequest,
             StreamResponse, TokenizeRequest, TokenizeResponse, inference_server::Inference,
         },
         status::{map, status_of},
@@ -61,6 +62,25 @@ impl TypedInference {
         .await
         .map(Response::new)
         .map_err(|error| status_of(&error))
+    }
+}
+
+impl TypedInference {
+    /// Starts a generation.
+    async fn start(
+        &self,
+        metadata: &MetadataMap,
+        call: Result<(GenerateCall, generate::Sending), RequestError>,
+    ) -> Result<Response<generate::GenerateStream>, Status> {
+        let prepared = call.and_then(|call| Ok((call, self.context(metadata)?)));
+        let ((call, sending), context) = prepared.map_err(|error| {
+            self.shared.metrics.count_unrouted(map(&error).outcome);
+            status_of(&error)
+        })?;
+        generate::start(&self.shared, call, context, sending)
+            .await
+            .map(Response::new)
+            .map_err(|error| status_of(&error))
     }
 }
 
@@ -167,6 +187,26 @@ impl Inference for TypedInference {
             .await
             .map(Response::new)
             .map_err(|error| status_of(&error))
+    }
+
+    type GenerateStream = generate::GenerateStream;
+
+    async fn generate(
+        &self,
+        request: Request<GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        self.start(&metadata, generate::generate(request)).await
+    }
+
+    type ChatStream = generate::GenerateStream;
+
+    async fn chat(
+        &self,
+        request: Request<ChatRequest>,
+    ) -> Result<Response<Self::ChatStream>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        self.start(&metadata, generate::chat(request)).await
     }
 
     type StreamStream = ReceiverStream<Result<StreamResponse, Status>>;

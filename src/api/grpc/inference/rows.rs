@@ -222,7 +222,7 @@ pub fn tokenize(
                 .zip(&encoded.offsets)
                 .map(|(&id, &(start, end))| Token {
                     id,
-                    text: model.text.token_text(id).unwrap_or_default(),
+                    text: model.token_text(id),
                     start: characters(text, start as usize),
                     end: characters(text, end as usize),
                 })

@@ -5,6 +5,7 @@ use crate::{
     api::proto::inference::{
         self as pb, model_config::SchedulingChoice, model_metadata_response::TensorMetadata,
     },
+    config::Task,
     repository::ServedModel,
 };
 
@@ -29,7 +30,11 @@ pub fn metadata(model: &ServedModel) -> pb::ModelMetadataResponse {
     let describe = |spec: TensorSpec| TensorMetadata {
         name: spec.name.to_owned(),
         datatype: spec.datatype.name().to_owned(),
-        shape: vec![-1, spec.width],
+        shape: if generates(model) {
+            vec![spec.width]
+        } else {
+            vec![-1, spec.width]
+        },
     };
     pb::ModelMetadataResponse {
         name: model.name.clone(),
@@ -46,7 +51,11 @@ pub fn config(model: &ServedModel, max_rows: usize) -> pb::ModelConfig {
     pb::ModelConfig {
         name: model.name.clone(),
         backend: "ferry".to_owned(),
-        max_batch_size: max_rows as i32,
+        // One prompt a request; Ferry makes batches of many requests.
+        max_batch_size: if generates(model) { 0 } else { max_rows as i32 },
+        model_transaction_policy: Some(pb::ModelTransactionPolicy {
+            decoupled: generates(model),
+        }),
         input: inputs_of(model.task())
             .into_iter()
             .map(|spec| pb::ModelInput {
@@ -72,7 +81,7 @@ pub fn config(model: &ServedModel, max_rows: usize) -> pb::ModelConfig {
             count: model.manifest.resources.instances as i32,
             ..pb::ModelInstanceGroup::default()
         }],
-        scheduling_choice: Some(SchedulingChoice::DynamicBatching(
+        scheduling_choice: (!generates(model)).then_some(SchedulingChoice::DynamicBatching(
             pb::ModelDynamicBatching {
                 max_queue_delay_microseconds: batching.max_queue_delay().as_micros() as u64,
                 priority_levels: crate::batching::Priority::LEVELS as u64,
@@ -82,4 +91,9 @@ pub fn config(model: &ServedModel, max_rows: usize) -> pb::ModelConfig {
         )),
         ..pb::ModelConfig::default()
     }
+}
+
+/// Whether a request may have many responses.
+fn generates(model: &ServedModel) -> bool {
+    model.task() == Task::Generate
 }

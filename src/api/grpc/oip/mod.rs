@@ -2,6 +2,7 @@
 //! Triton's clients work unmodified.
 
 mod describe;
+mod generate;
 mod inputs;
 mod outputs;
 mod parameters;
@@ -26,6 +27,7 @@ use crate::{
         proto::inference::grpc_inference_service_server::GrpcInferenceService,
         status::{map, status_of},
     },
+    config::Task,
     error::RequestError,
     repository::ModelState,
 };
@@ -65,6 +67,9 @@ async fn infer(
             .repository()
             .find(&request.model_name, &request.model_version, None);
     let model = model.inspect_err(|error| shared.metrics.count_unrouted(map(error).outcome))?;
+    if model.task() == Task::Generate {
+        return generate::infer(shared, &request, context).await;
+    }
     let max_rows = shared.admission.limits().max_rows;
     let decoded = inputs::decode(request, &model, context, max_rows).map_err(|error| {
         // The model is known, so the mistake is counted as one of its requests.
@@ -100,21 +105,35 @@ async fn infer_in_stream(
     replies: Replies<pb::ModelStreamInferResponse>,
 ) {
     let id = request.id.clone();
-    let response = match infer(&shared, request, context).await {
-        Ok(response) => pb::ModelStreamInferResponse {
-            error_message: String::new(),
-            infer_response: Some(response),
-        },
-        Err(error) => pb::ModelStreamInferResponse {
+    let repository = shared.admission.repository();
+    let model = repository.find(&request.model_name, &request.model_version, None);
+    let answered = if model.is_ok_and(|model| model.task() == Task::Generate) {
+        generate::infer_in_stream(&shared, &request, context, &replies).await
+    } else {
+        match infer(&shared, request, context).await {
+            Ok(response) => {
+                replies
+                    .send(pb::ModelStreamInferResponse {
+                        error_message: String::new(),
+                        infer_response: Some(response),
+                    })
+                    .await;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    };
+    if let Err(error) = answered {
+        let refused = pb::ModelStreamInferResponse {
             error_message: error.to_string(),
             // The id tells the caller which request it was.
             infer_response: Some(pb::ModelInferResponse {
                 id,
                 ..pb::ModelInferResponse::default()
             }),
-        },
-    };
-    replies.send(response).await;
+        };
+        replies.send(refused).await;
+    }
 }
 
 fn no_shared_memory<T>() -> Result<Response<T>, Status> {

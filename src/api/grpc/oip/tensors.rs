@@ -6,9 +6,12 @@
 //! | classify | `TEXT`, or `INPUT_IDS` with `ATTENTION_MASK` | `SCORES`, `LABEL`, `CONFIDENCE` |
 //! | rerank | `QUERY`, `TEXT` | `SCORE`, `LOGIT` |
 //! | tokens | `TEXT` | `ENTITIES` (JSON) |
+//! | generate | `text_input` and others, see `generate` | `text_output` and others |
 //!
-//! Every task also gives `TOKEN_COUNT` and `TRUNCATED`. The first dimension of every tensor is the row.
+//! All but `generate` also give `TOKEN_COUNT` and `TRUNCATED`, and the first dimension of their
+//! tensors is the row.
 
+use super::generate;
 use crate::{api::proto::inference as pb, config::Task, repository::ServedModel};
 
 /// An element type of the protocol that Ferry's tensors use.
@@ -17,6 +20,7 @@ pub enum DataType {
     Bool,
     Int32,
     Int64,
+    Uint32,
     Fp32,
     Bytes,
 }
@@ -28,6 +32,7 @@ impl DataType {
             Self::Bool => "BOOL",
             Self::Int32 => "INT32",
             Self::Int64 => "INT64",
+            Self::Uint32 => "UINT32",
             Self::Fp32 => "FP32",
             Self::Bytes => "BYTES",
         }
@@ -39,6 +44,7 @@ impl DataType {
             Self::Bool => pb::DataType::TypeBool,
             Self::Int32 => pb::DataType::TypeInt32,
             Self::Int64 => pb::DataType::TypeInt64,
+            Self::Uint32 => pb::DataType::TypeUint32,
             Self::Fp32 => pb::DataType::TypeFp32,
             Self::Bytes => pb::DataType::TypeString,
         };
@@ -57,7 +63,7 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    fn new(name: &'static str, datatype: DataType, width: i64) -> Self {
+    pub const fn new(name: &'static str, datatype: DataType, width: i64) -> Self {
         Self {
             name,
             datatype,
@@ -66,7 +72,7 @@ impl TensorSpec {
         }
     }
 
-    fn optional(mut self) -> Self {
+    pub const fn optional(mut self) -> Self {
         self.optional = true;
         self
     }
@@ -79,7 +85,8 @@ pub fn inputs_of(task: Task) -> Vec<TensorSpec> {
         Task::Rerank => vec![TensorSpec::new("QUERY", DataType::Bytes, 1), text],
         Task::Tokens => vec![text],
         // TEXT may be left out when INPUT_IDS is there.
-        Task::Embed | Task::Classify | Task::Generate => vec![
+        Task::Generate => generate::INPUTS.to_vec(),
+        Task::Embed | Task::Classify => vec![
             text.optional(),
             TensorSpec::new("INPUT_IDS", DataType::Int64, -1).optional(),
             TensorSpec::new("ATTENTION_MASK", DataType::Int64, -1).optional(),
@@ -102,7 +109,7 @@ pub fn outputs_of(model: &ServedModel) -> Vec<TensorSpec> {
             TensorSpec::new("LOGIT", DataType::Fp32, 1),
         ],
         Task::Tokens => vec![TensorSpec::new("ENTITIES", DataType::Bytes, 1)],
-        Task::Generate => Vec::new(),
+        Task::Generate => return generate::OUTPUTS.to_vec(),
     };
     outputs.push(TensorSpec::new("TOKEN_COUNT", DataType::Int32, 1));
     outputs.push(TensorSpec::new("TRUNCATED", DataType::Bool, 1));

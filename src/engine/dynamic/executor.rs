@@ -16,6 +16,7 @@ use super::{
     row::{RowAnswer, WorkRow, expired},
 };
 use crate::{
+    engine::panics::panic_message,
     batching::{Batch, Row},
     error::RequestError,
     models::{PackedBatch, RowOutput},
@@ -114,7 +115,7 @@ impl Executor {
         // The model's weights are never written after load, so a panic leaves nothing half done.
         let outputs = catch_unwind(AssertUnwindSafe(|| (self.forward)(packed)))
             .map_err(|panic| {
-                RequestError::internal(format_args!("the model panicked: {}", message(&*panic)))
+                RequestError::internal(format_args!("the model panicked: {}", panic_message(&*panic)))
             })?
             .map_err(RequestError::internal)?;
         if outputs.len() == packed.rows() {
@@ -200,12 +201,4 @@ pub fn is_finite(output: &RowOutput) -> bool {
     | RowOutput::Logits(values)
     | RowOutput::TokenLogits { values, .. }) = output;
     values.iter().all(|value| value.is_finite())
-}
-
-fn message(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }

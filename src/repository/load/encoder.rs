@@ -1,123 +1,64 @@
-//! Loads one version: manifest, weights, tokenizer, engine, warm-up.
+//! Loads a model that answers a row in one forward pass.
 
 use std::{
-    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use candle_core::Device;
 
-use super::{FoundModel, ServedModel};
+use super::{LoadError, Loaded, Loading};
 use crate::{
-    batching::{BatchPolicy, PolicyError},
-    config::{Activation, ConfigError, ModelManifest, Pooling, Task},
+    batching::BatchPolicy,
+    config::{Activation, ModelManifest, Pooling, Task},
     engine::{Engine, EngineOptions, Forward, is_finite},
-    models::{self, EncoderModel, ForwardError, Head, LoadOptions, PackedBatch},
+    models::{EncoderModel, Head, LoadOptions, PackedBatch},
     ops,
-    telemetry::{Metrics, ModelStatistics},
-    text::{TextEncoder, TokenizerError},
+    repository::{FoundModel, Runner, ServedEncoder},
+    text::TextEncoder,
 };
 
-/// Why a version can't be served.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The folder has no version.
-    #[error("no version in {}; fetch the weights (models/fetch.py or `ferry fetch`)", .0.display())]
-    NoVersion(PathBuf),
-    /// There is no manifest and nothing to infer one from.
-    #[error("neither {} nor a config.json beside the weights says what this model is", .0.display())]
-    NoManifest(PathBuf),
-    /// The manifest is wrong.
-    #[error(transparent)]
-    Manifest(#[from] ConfigError),
-    /// What the manifest asks for does not go together.
-    #[error("{}: {key} = {found}; allowed: {allowed}", manifest.display())]
-    Unfit {
-        /// The manifest.
-        manifest: PathBuf,
-        /// The key.
-        key: &'static str,
-        /// Its value.
-        found: String,
-        /// What would be right.
-        allowed: String,
-    },
-    /// The batching settings contradict each other.
-    #[error("batching: {0}")]
-    Policy(#[from] PolicyError),
-    /// Ferry does not do this task.
-    #[error("task '{0}' is not served by this version of Ferry")]
-    Task(Task),
-    /// The weights don't load.
-    #[error(transparent)]
-    Weights(#[from] models::LoadError),
-    /// The tokenizer doesn't load.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// The system refused a thread.
-    #[error("can't start the engine's threads: {0}")]
-    Threads(#[from] std::io::Error),
-    /// The model loaded and then failed on its first input.
-    #[error("warm-up failed: {0}")]
-    WarmUp(#[from] ForwardError),
-    /// The model loaded and its output is not a number.
-    #[error("warm-up failed: the output is not finite (NaN or infinity)")]
-    NotFinite,
-}
-
-/// Loads the newest version of `model` and warms it up. Takes seconds; call it off the I/O threads.
-///
-/// # Errors
-/// [`LoadError`] says what is wrong with which file.
-pub fn load_model(model: &FoundModel, metrics: &Metrics) -> Result<ServedModel, LoadError> {
-    let started = Instant::now();
-    let version = *model
-        .versions
-        .last()
-        .ok_or_else(|| LoadError::NoVersion(model.dir.clone()))?;
-    let dir = model.version_dir(version);
-    let manifest = read_manifest(model, &dir)?;
+/// Loads weights and tokenizer, starts the engine, warms it up.
+pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
+    let Loading {
+        model,
+        dir,
+        manifest,
+        ..
+    } = *loading;
     let encoder = EncoderModel::load(
-        &dir,
+        dir,
         &LoadOptions {
-            head: head_of(&manifest)?,
+            head: head_of(manifest)?,
         },
         &Device::Cpu,
     )?;
-    let max_tokens = usable_tokens(model, &manifest, &encoder)?;
+    let max_tokens = usable_tokens(model, manifest, &encoder)?;
     let text = TextEncoder::load(
-        &dir,
+        dir,
         encoder.spec().vocabulary,
         encoder.spec().type_vocabulary > 1,
         max_tokens,
         manifest.input.truncation,
     )?;
-    let policy = policy_of(&manifest);
+    let policy = policy_of(manifest);
     policy.validate()?;
 
-    let name = &model.name;
-    let version = version.to_string();
-    let metrics = metrics.model(name, &version);
-    let statistics = Arc::new(ModelStatistics::new(policy.max_rows));
     let encoder = Arc::new(encoder);
     let runner = Arc::clone(&encoder);
     let forward: Forward = Arc::new(move |batch| runner.forward(batch));
     let engine = Engine::start(
         EngineOptions {
-            name: name.clone(),
+            name: model.name.clone(),
             policy,
             instances: manifest.resources.instances,
-            metrics: metrics.clone(),
-            statistics: Arc::clone(&statistics),
+            metrics: loading.metrics.clone(),
+            statistics: Arc::clone(&loading.statistics),
         },
         &forward,
     )?;
-    warm_up(&forward, &engine, max_tokens, &manifest)?;
-
-    Ok(ServedModel {
-        name: name.clone(),
-        version,
+    warm_up(&forward, &engine, max_tokens, manifest)?;
+    Ok(Loaded {
         labels: encoder.labels().to_vec(),
         output_size: encoder.output_dim(),
         activation: manifest.classify.activation.unwrap_or_else(|| {
@@ -128,31 +69,17 @@ pub fn load_model(model: &FoundModel, metrics: &Metrics) -> Result<ServedModel, 
             }
         }),
         memory_bytes: encoder.memory_bytes() as u64,
-        manifest,
-        text: Arc::new(text),
-        engine,
-        metrics,
-        statistics,
-        load_time: started.elapsed(),
+        runner: Runner::Encoder(ServedEncoder {
+            text: Arc::new(text),
+            engine,
+        }),
     })
-}
-
-/// The manifest of a model, from its file or inferred from the files beside the weights.
-///
-/// # Errors
-/// [`LoadError`] when there is none or it is wrong.
-pub fn read_manifest(model: &FoundModel, version_dir: &Path) -> Result<ModelManifest, LoadError> {
-    let path = model.manifest_path();
-    if path.is_file() {
-        return Ok(ModelManifest::read(&path)?);
-    }
-    ModelManifest::infer(version_dir).ok_or(LoadError::NoManifest(path))
 }
 
 /// The head that a manifest asks for.
 ///
 /// # Errors
-/// [`LoadError::Task`] when no encoder does the task.
+/// [`LoadError::NoHead`] when no encoder does the task.
 pub fn head_of(manifest: &ModelManifest) -> Result<Head, LoadError> {
     Ok(match manifest.task {
         Task::Embed => Head::Embed {
@@ -167,7 +94,7 @@ pub fn head_of(manifest: &ModelManifest) -> Result<Head, LoadError> {
         Task::Classify => Head::SequenceClass,
         Task::Rerank => Head::PairScore,
         Task::Tokens => Head::TokenClass,
-        Task::Generate => return Err(LoadError::Task(manifest.task)),
+        Task::Generate => return Err(LoadError::NoHead(manifest.task)),
     })
 }
 

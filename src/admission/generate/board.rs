@@ -1,0 +1,433 @@
+//! The checks of a call to generate, its way through the tokenizer, and into line.
+
+use std::{
+    collections::VecDeque,
+    hash::{BuildHasher, Hasher},
+    sync::Arc,
+    time::Instant,
+};
+
+use super::{
+    call::{GenerateCall, MAX_CONTINUATIONS, Prompt},
+    continuation::Continuation,
+    piece::{Piece, PieceToken},
+    stream::Generation,
+};
+use crate::{
+    admission::{Admission, Call, CallContext, board::{INLINE_BYTES, encode_error, pool_full}},
+    config::Task,
+    engine::{Departure, continuous::SequenceWork},
+    error::{RequestError, Stage},
+    generation::{InvalidStop, MAX_STOP_BYTES, MAX_STOP_STRINGS, StopText, TokenConstraint},
+    repository::{ServedDecoder, ServedModel},
+    text::{
+        ChatError, ChatOptions, ConstraintError, ConstraintState, EncodedRow, GenerationText,
+        RowInput, SpecialTokens,
+    },
+};
+
+/// What the tokenizer's thread makes of a call.
+struct Prepared {
+    prompt: Vec<u32>,
+    constraints: Vec<ConstraintState>,
+}
+
+impl Admission {
+    /// Finds the model that a call to generate names, unless the server is going down or the call
+    /// is late already.
+    ///
+    /// # Errors
+    /// [`RequestError`] with what is wrong.
+    pub fn find_generator(
+        &self,
+        model: &str,
+        version: &str,
+        context: &CallContext,
+    ) -> Result<Arc<ServedModel>, RequestError> {
+        self.check_open(context)?;
+        self.repository()
+            .find(model, version, Some(Task::Generate))
+    }
+
+    /// Lets a call to generate in, for `model` from [`Admission::find_generator`].
+    ///
+    /// # Errors
+    /// [`RequestError`] when the call is wrong, comes too late or finds no room.
+    pub async fn generate(
+        &self,
+        model: Arc<ServedModel>,
+        call: GenerateCall,
+        context: CallContext,
+    ) -> Result<Generation, RequestError> {
+        let decoder = Arc::clone(model.decoder()?);
+        self.check(&call, &decoder)?;
+        let stop = StopText::new(&call.stop, call.include_stop).map_err(stop_error)?;
+        let stop_texts: Arc<[String]> = call.stop.clone().into();
+        let started = Instant::now();
+        let preparing = self.prepare(&decoder, &call);
+        let Prepared {
+            prompt,
+            constraints,
+        } = match context.deadline {
+            None => preparing.await?,
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), preparing)
+                .await
+                .map_err(|_| RequestError::DeadlineExceeded {
+                    stage: Stage::Tokenize,
+                })??,
+        };
+        let tokenize = started.elapsed();
+        model.metrics.tokenize.observe(tokenize.as_secs_f64());
+        let max_tokens = max_tokens(&call, &decoder, prompt.len())?;
+
+        let stop_tokens = stop_tokens(&call, &decoder.text);
+        let seed = call.sampling.seed.unwrap_or_else(random_seed);
+        let mut constraints = constraints.into_iter();
+        let work = (0..call.continuations)
+            .map(|index| SequenceWork {
+                prompt: prompt.clone(),
+                max_new_tokens: max_tokens.max(1),
+                sampling: call.sampling.clone(),
+                seed: seed.wrapping_add(u64::from(index)),
+                stop_tokens: Arc::clone(&stop_tokens),
+                constraint: constraints
+                    .next()
+                    .map(|state| Box::new(Masks(state)) as Box<dyn TokenConstraint>),
+                score_prompt: call.echo && call.score_prompt,
+            })
+            .collect();
+        let departure = Departure {
+            deadline: context.deadline,
+            priority: context.priority,
+            tenant: Arc::clone(&context.tenant),
+        };
+        let now = Instant::now();
+        let streams = decoder.engine.submit(work, &departure, now)?;
+        decoder
+            .metrics
+            .prompt_tokens
+            .inc_by(prompt.len() as u64 * u64::from(call.continuations));
+
+        let special_tokens = if call.keep_special_tokens {
+            SpecialTokens::Show
+        } else {
+            SpecialTokens::Skip
+        };
+        let continuations = streams.into_iter().zip(0..).map(|(stream, index)| {
+            Continuation {
+                index,
+                stream: Some(stream),
+                text: Arc::clone(&decoder.text),
+                detokenizer: decoder.text.detokenizer(special_tokens),
+                stop: stop.clone(),
+                stop_texts: Arc::clone(&stop_texts),
+                stop_tokens: Arc::clone(&stop_tokens),
+                max_tokens,
+                received: context.received,
+                first_token: None,
+                special_tokens,
+                generated: 0,
+                sum_logprob: 0.0,
+                held: Piece::default(),
+            }
+        });
+        let continuations: Vec<_> = continuations.collect();
+        // With scores the echo comes from the engine; without, there is nothing to wait for.
+        let ready = if call.echo && !call.score_prompt {
+            let piece = echo(&decoder.text, &prompt, special_tokens);
+            (0..call.continuations)
+                .map(|index| Piece {
+                    index,
+                    ..piece.clone()
+                })
+                .collect()
+        } else {
+            VecDeque::new()
+        };
+        Ok(Generation {
+            model,
+            prompt_tokens: prompt.len() as u32,
+            tokenize,
+            continuations,
+            turn: 0,
+            ready,
+            has_failed: false,
+        })
+    }
+
+    /// Tokenizes prompts without running a model.
+    pub(in crate::admission) async fn tokenize_prompts(
+        &self,
+        text: &Arc<GenerationText>,
+        call: Call,
+        with_special_tokens: bool,
+    ) -> Result<Vec<Result<EncodedRow, RequestError>>, RequestError> {
+        let bytes = call.rows.iter().map(RowInput::bytes).sum();
+        let (text, limits) = (Arc::clone(text), self.limits().clone());
+        let job = self.pool().submit(bytes, move || {
+            (0..call.rows.len())
+                .map(|row| {
+                    call.check_row(row, Task::Generate, &limits)?;
+                    let RowInput::Text(input) = &call.rows[row] else {
+                        return Err(RequestError::invalid(call.row_name(row), "ids", "a text"));
+                    };
+                    let ids = text
+                        .encode(input, with_special_tokens)
+                        .map_err(|error| encode_error(call.row_name(row), error))?;
+                    Ok(located(ids, &text, input))
+                })
+                .collect()
+        });
+        job.map_err(pool_full)?
+            .await
+            .map_err(|_| RequestError::internal("the tokenizer panicked"))
+    }
+
+    /// The checks that need no tokenizer.
+    fn check(&self, call: &GenerateCall, decoder: &ServedDecoder) -> Result<(), RequestError> {
+        if !(1..=MAX_CONTINUATIONS).contains(&call.continuations) {
+            return Err(RequestError::invalid(
+                "n",
+                call.continuations,
+                format_args!("1 to {MAX_CONTINUATIONS}"),
+            ));
+        }
+        let vocabulary = decoder.vocabulary;
+        call.sampling
+            .validate(vocabulary)
+            .map_err(|error| RequestError::invalid(error.name, error.found, error.allowed))?;
+        if let Some(id) = call.stop_tokens.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(RequestError::invalid(
+                "stop_token_ids",
+                format_args!("token id {id}"),
+                format_args!("ids from 0 to {}", vocabulary - 1),
+            ));
+        }
+        let (field, bytes) = match &call.prompt {
+            Prompt::Text(text) => ("prompt", text.len()),
+            Prompt::Tokens(ids) => ("prompt", ids.len()),
+            Prompt::Chat { messages, .. } => (
+                "messages",
+                messages.iter().map(|message| message.content.len()).sum(),
+            ),
+        };
+        let most = self.limits().max_text_bytes;
+        if bytes > most {
+            return Err(RequestError::invalid(
+                field,
+                format_args!("{bytes} bytes"),
+                format_args!("at most {most} bytes"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Makes token ids of the prompt and states of the constraint, off the I/O threads unless it is
+    /// a matter of microseconds.
+    async fn prepare(
+        &self,
+        decoder: &Arc<ServedDecoder>,
+        call: &GenerateCall,
+    ) -> Result<Prepared, RequestError> {
+        let small = match &call.prompt {
+            Prompt::Text(text) => text.len() <= INLINE_BYTES,
+            Prompt::Tokens(_) => true,
+            Prompt::Chat { .. } => false,
+        };
+        if small && call.constraint.is_none() {
+            return prepare(&decoder.text, call);
+        }
+        let bytes = match &call.prompt {
+            Prompt::Text(text) => text.len(),
+            Prompt::Tokens(ids) => ids.len(),
+            Prompt::Chat { messages, .. } => {
+                messages.iter().map(|message| message.content.len()).sum()
+            }
+        };
+        let (text, call) = (Arc::clone(&decoder.text), call.clone());
+        self.pool()
+            .submit(bytes, move || prepare(&text, &call))
+            .map_err(pool_full)?
+            .await
+            .map_err(|_| RequestError::internal("the tokenizer panicked"))?
+    }
+}
+
+fn prepare(text: &GenerationText, call: &GenerateCall) -> Result<Prepared, RequestError> {
+    let prompt = match &call.prompt {
+        Prompt::Text(prompt) => text
+            .encode(prompt, true)
+            .map_err(|error| encode_error("prompt".to_owned(), error))?,
+        Prompt::Tokens(ids) => {
+            text.check_ids(ids)
+                .map_err(|error| encode_error("prompt".to_owned(), error))?;
+            ids.clone()
+        }
+        Prompt::Chat {
+            messages,
+            tools,
+            variables,
+        } => {
+            let options = ChatOptions {
+                tools: Some(tools.clone()).filter(|tools| !tools.is_null()),
+                kwargs: variables.as_object().cloned().unwrap_or_default(),
+                ..ChatOptions::default()
+            };
+            text.encode_chat(messages, &options).map_err(chat_error)?
+        }
+    };
+    if prompt.is_empty() {
+        return Err(RequestError::invalid("prompt", "no tokens", "at least 1"));
+    }
+    let constraints = match &call.constraint {
+        None => Vec::new(),
+        Some(constraint) => {
+            let factory = text.constraints().map_err(constraint_error)?;
+            (0..call.continuations)
+                .map(|_| factory.compile(constraint))
+                .collect::<Result<_, _>>()
+                .map_err(constraint_error)?
+        }
+    };
+    Ok(Prepared {
+        prompt,
+        constraints,
+    })
+}
+
+/// Ids with the bytes of `input` that each stands for: a token stands where those before it end.
+fn located(ids: Vec<u32>, text: &GenerationText, input: &str) -> EncodedRow {
+    let mut end = 0;
+    let offsets = ids.iter().map(|&id| {
+        if text.is_special(id) {
+            return (0, 0);
+        }
+        let start = end;
+        end = (end + text.token_bytes(id).len()).min(input.len());
+        (start as u32, end as u32)
+    });
+    EncodedRow {
+        offsets: offsets.collect(),
+        ids,
+        ..EncodedRow::default()
+    }
+}
+
+/// How many tokens may be generated after a prompt of `prompt` tokens.
+fn max_tokens(
+    call: &GenerateCall,
+    decoder: &ServedDecoder,
+    prompt: usize,
+) -> Result<u32, RequestError> {
+    let context = decoder.max_sequence_tokens;
+    let Some(left) = context.checked_sub(prompt).filter(|&left| left > 0) else {
+        return Err(RequestError::invalid(
+            "prompt",
+            format_args!("{prompt} tokens"),
+            format_args!("fewer than {context}, the longest sequence of this model here"),
+        ));
+    };
+    let asked = match call.max_tokens {
+        None if decoder.default_max_tokens == 0 => return Ok(left as u32),
+        None => return Ok(decoder.default_max_tokens.min(left as u32)),
+        Some(asked) => asked,
+    };
+    if asked == 0 && !call.echo {
+        return Err(RequestError::invalid(
+            "max_tokens",
+            0,
+            "1 or more; 0 only with echo",
+        ));
+    }
+    if asked as usize > left {
+        return Err(RequestError::invalid(
+            "max_tokens",
+            asked,
+            format_args!(
+                "at most {left}: the prompt has {prompt} tokens, the longest sequence of this \
+                 model here {context}"
+            ),
+        ));
+    }
+    Ok(asked)
+}
+
+fn stop_tokens(call: &GenerateCall, text: &GenerationText) -> Arc<[u32]> {
+    let own = if call.ignore_eos {
+        &[]
+    } else {
+        text.eos_tokens()
+    };
+    own.iter().chain(&call.stop_tokens).copied().collect()
+}
+
+fn echo(text: &GenerationText, prompt: &[u32], special_tokens: SpecialTokens) -> Piece {
+    Piece {
+        is_prompt: true,
+        text: text.decode(prompt, special_tokens),
+        tokens: prompt
+            .iter()
+            .map(|&id| PieceToken {
+                id,
+                bytes: text.token_bytes(id).to_vec(),
+                logprob: None,
+                alternatives: Vec::new(),
+            })
+            .collect(),
+        ..Piece::default()
+    }
+}
+
+/// A seed that nobody asked for: the standard library's hash keys are random.
+fn random_seed() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+fn stop_error(error: InvalidStop) -> RequestError {
+    let field = match error {
+        InvalidStop::TooMany { .. } => "stop".to_owned(),
+        InvalidStop::Empty { index } | InvalidStop::TooLong { index, .. } => {
+            format!("stop[{index}]")
+        }
+    };
+    let found = match error {
+        InvalidStop::TooMany { found } => format!("{found} texts"),
+        InvalidStop::Empty { .. } => "an empty text".to_owned(),
+        InvalidStop::TooLong { found, .. } => format!("{found} bytes"),
+    };
+    let allowed = format!("at most {MAX_STOP_STRINGS} texts of 1 to {MAX_STOP_BYTES} bytes");
+    RequestError::invalid(field, found, allowed)
+}
+
+fn chat_error(error: ChatError) -> RequestError {
+    match error {
+        ChatError::Encode(error) => encode_error("messages".to_owned(), error),
+        other => RequestError::invalid("messages", other, "what the chat template takes"),
+    }
+}
+
+fn constraint_error(error: ConstraintError) -> RequestError {
+    RequestError::invalid(
+        "constraint",
+        error,
+        "a JSON schema, regular expression or list of choices that can be compiled",
+    )
+}
+
+/// The text room's constraint, as the engine sees it.
+#[derive(Debug)]
+struct Masks(ConstraintState);
+
+impl TokenConstraint for Masks {
+    fn mask(&mut self) -> Result<&[u32], String> {
+        self.0.mask().map_err(|error| error.to_string())
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        self.0.accept(token).map_err(|error| error.to_string())
+    }
+
+    fn is_complete(&self) -> bool {
+        self.0.is_complete()
+    }
+}

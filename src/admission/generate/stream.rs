@@ -1,0 +1,66 @@
+//! A generation under way: the pieces of all its continuations, as they become ready.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use super::{continuation::Continuation, piece::Piece};
+use crate::{error::RequestError, repository::ServedModel};
+
+/// A generation whose sequences are in line. Dropping it cancels those that have not ended.
+#[derive(Debug)]
+pub struct Generation {
+    /// The model that generates.
+    pub model: Arc<ServedModel>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Time the prompt took to be tokenized, waiting included.
+    pub tokenize: Duration,
+    pub(super) continuations: Vec<Continuation>,
+    /// Which one is asked first, so that none speaks for the others.
+    pub(super) turn: usize,
+    /// Pieces that are ready.
+    pub(super) ready: VecDeque<Piece>,
+    pub(super) has_failed: bool,
+}
+
+impl Generation {
+    /// The next piece of any continuation; `None` when all have ended. An error ends them all.
+    pub async fn next(&mut self) -> Option<Result<Piece, RequestError>> {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// Whether every continuation has ended and every piece was handed out.
+    pub fn is_over(&self) -> bool {
+        self.has_failed
+            || self.ready.is_empty() && self.continuations.iter().all(Continuation::has_ended)
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, RequestError>>> {
+        if let Some(piece) = self.ready.pop_front() {
+            return Poll::Ready(Some(Ok(piece)));
+        }
+        if self.is_over() {
+            return Poll::Ready(None);
+        }
+        let count = self.continuations.len();
+        for at in (0..count).map(|offset| (self.turn + offset) % count) {
+            if self.continuations[at].has_ended() {
+                continue;
+            }
+            let Poll::Ready(piece) = self.continuations[at].poll_piece(context) else {
+                continue;
+            };
+            self.turn = (at + 1) % count;
+            if piece.is_err() {
+                self.has_failed = true;
+                self.continuations.clear();
+            }
+            return Poll::Ready(Some(piece));
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,117 @@
+//! Runs one call to generate and accounts for how it ended, as `account` does for calls that are
+//! answered in one go.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::account::Account;
+use crate::{
+    admission::{Admission, CallContext, GenerateCall, Generation, Piece},
+    api::status,
+    error::RequestError,
+    repository::ServedModel,
+    telemetry::{Metrics, RequestTimes},
+};
+
+/// A generation under way. Dropped before its end it is cancelled, and counts as such.
+#[derive(Debug)]
+pub struct AccountedGeneration {
+    /// The model that generates.
+    pub model: Arc<ServedModel>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// When the call came in.
+    pub received: Instant,
+    generation: Generation,
+    account: Option<Account>,
+    first_piece: Option<Instant>,
+    generated_tokens: u64,
+}
+
+/// Finds the model, lets the call in and puts its sequences in line.
+///
+/// # Errors
+/// [`RequestError`] of the call; it is accounted for then.
+pub async fn start_generation(
+    admission: &Admission,
+    metrics: &Metrics,
+    call: GenerateCall,
+    context: CallContext,
+) -> Result<AccountedGeneration, RequestError> {
+    let received = context.received;
+    let model = admission
+        .find_generator(&call.model, &call.version, &context)
+        .inspect_err(|error| metrics.count_unrouted(status::map(error).outcome))?;
+    let account = Account::open(Arc::clone(&model), received);
+    match admission.generate(Arc::clone(&model), call, context).await {
+        Ok(generation) => Ok(AccountedGeneration {
+            model,
+            prompt_tokens: generation.prompt_tokens,
+            received,
+            generation,
+            account: Some(account),
+            first_piece: None,
+            generated_tokens: 0,
+        }),
+        Err(error) => Err(account.failed(error)),
+    }
+}
+
+impl AccountedGeneration {
+    /// The next piece of any continuation; `None` when all have ended. An error ends them all.
+    pub async fn next(&mut self) -> Option<Result<Piece, RequestError>> {
+        match self.generation.next().await {
+            Some(Ok(piece)) => {
+                self.first_piece.get_or_insert_with(Instant::now);
+                if !piece.is_prompt {
+                    self.generated_tokens += piece.tokens.len() as u64;
+                }
+                Some(Ok(piece))
+            }
+            Some(Err(error)) => Some(Err(match self.account.take() {
+                Some(account) => account.failed(error),
+                None => error,
+            })),
+            None => {
+                self.close();
+                None
+            }
+        }
+    }
+
+    /// Whether nothing more is to come.
+    pub fn is_over(&self) -> bool {
+        self.generation.is_over()
+    }
+
+    fn close(&mut self) {
+        let Some(account) = self.account.take() else {
+            return;
+        };
+        let total = self.received.elapsed();
+        let first = self
+            .first_piece
+            .map_or(total, |first| first - self.received);
+        let tokenize = self.generation.tokenize;
+        let times = RequestTimes {
+            total,
+            // Until the first token: waiting, and reading the prompt beside others.
+            queue: first.saturating_sub(tokenize),
+            input: tokenize,
+            execute: total.saturating_sub(first),
+            output: Duration::ZERO,
+        };
+        tracing::debug!(
+            model = self.model.name,
+            version = self.model.version,
+            prompt_tokens = self.prompt_tokens,
+            generated_tokens = self.generated_tokens,
+            first_token_us = first.as_micros() as u64,
+            total_us = total.as_micros() as u64,
+            "generated"
+        );
+        account.succeeded(&times);
+    }
+}

@@ -1,0 +1,93 @@
+//! The routes that OpenAI's clients call, and `/v1/rerank` as others offer it: JSON in, JSON or
+//! server-sent events out.
+//!
+//! Unknown parameters are refused, so that nothing that was asked for is silently left out. The
+//! headers `x-request-timeout-ms`, `x-ferry-tenant`, `x-ferry-priority` and `x-ferry-model-version`
+//! stand for gRPC's metadata and `version`.
+
+mod body;
+mod chat;
+mod completions;
+mod constraints;
+mod continuations;
+mod embeddings;
+mod errors;
+mod fields;
+mod generate;
+mod logprobs;
+mod models;
+mod output;
+mod parameters;
+mod request;
+mod rerank;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+
+use self::{errors::ApiError, generate::generate, output::new_id};
+use crate::api::grpc::Shared;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The routes.
+pub fn routes() -> Router<Shared> {
+    Router::new()
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{name}", get(models::show))
+        .route("/v1/completions", post(complete))
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/embeddings", post(embeddings::embed))
+        .route("/v1/rerank", post(rerank::rerank))
+        // Where Jina's and Cohere's clients look for it.
+        .route("/rerank", post(rerank::rerank))
+        .route("/v2/rerank", post(rerank::rerank))
+}
+
+async fn complete(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    generate(shared, headers, body, completions::read).await
+}
+
+async fn chat(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    generate(shared, headers, body, chat::read).await
+}
+
+/// Answers what has no route.
+pub async fn unknown_route(request: Request) -> Response {
+    let path: String = request.uri().path().chars().take(200).collect();
+    let message = format!("nothing is served at {path}");
+    ApiError::of_request(StatusCode::NOT_FOUND, "unknown_route", message).into_response()
+}
+
+/// Answers a method that a route doesn't have.
+pub async fn wrong_method(request: Request) -> Response {
+    let path: String = request.uri().path().chars().take(200).collect();
+    let message = format!("{path} has no method {}", request.method());
+    let status = StatusCode::METHOD_NOT_ALLOWED;
+    ApiError::of_request(status, "method_not_allowed", message).into_response()
+}
+
+/// Gives an answer the id of its request, or one of its own.
+pub async fn echo_request_id(request: Request, next: Next) -> Response {
+    let id = request.headers().get(REQUEST_ID).cloned();
+    let mut response = next.run(request).await;
+    let id = id.or_else(|| HeaderValue::try_from(new_id("req")).ok());
+    if let Some(id) = id {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}

@@ -1,0 +1,118 @@
+//! The manifest's `[generate]`: how a model that generates is run.
+
+use serde::{Deserialize, Serialize};
+
+use super::Violation;
+
+/// The numbers that keys and values are cached in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheType {
+    /// 4 bytes a number.
+    F32,
+    /// 2 bytes a number.
+    F16,
+}
+
+/// What weights are quantized to as they are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantize {
+    /// 4.5 bits a weight.
+    Q4_0,
+    /// 5 bits a weight.
+    Q4_1,
+    /// 5.5 bits a weight.
+    Q5_0,
+    /// 6 bits a weight.
+    Q5_1,
+    /// 8.5 bits a weight.
+    Q8_0,
+    /// 4.5 bits a weight, in blocks of 256.
+    Q4K,
+    /// 5.5 bits a weight, in blocks of 256.
+    Q5K,
+    /// 6.6 bits a weight, in blocks of 256.
+    Q6K,
+}
+
+/// Settings of models that generate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerateConfig {
+    /// Sequences that run side by side.
+    pub max_running: usize,
+    /// Sequences that may wait beside; more are refused with `RESOURCE_EXHAUSTED`.
+    pub max_waiting: usize,
+    /// Tokens of one step. Long prompts are read in chunks of what the running sequences leave of
+    /// it: a smaller budget keeps their tokens flowing, a larger one reads prompts sooner.
+    pub max_step_tokens: usize,
+    /// Tokens a block of the cache holds.
+    pub block_size: usize,
+    /// Memory for keys and values, in MiB.
+    pub cache_mib: usize,
+    /// The numbers they are kept in.
+    pub cache_type: CacheType,
+    /// Whether sequences that begin alike share the keys and values of what they have in common.
+    pub share_prefixes: bool,
+    /// What weights are quantized to as they are loaded; unset leaves them as they are in the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<Quantize>,
+    /// Tokens generated at most where a request doesn't say; 0 for what the context leaves.
+    pub default_max_tokens: u32,
+}
+
+impl Default for GenerateConfig {
+    fn default() -> Self {
+        Self {
+            max_running: 64,
+            max_waiting: 1024,
+            max_step_tokens: 256,
+            block_size: 16,
+            cache_mib: 1024,
+            cache_type: CacheType::F16,
+            share_prefixes: true,
+            quantize: None,
+            default_max_tokens: 0,
+        }
+    }
+}
+
+impl GenerateConfig {
+    /// Checks every value's range.
+    ///
+    /// # Errors
+    /// The first key that breaks its rule.
+    pub fn validate(&self) -> Result<(), Violation> {
+        Violation::unless(
+            (1..=4096).contains(&self.max_running),
+            "generate.max_running",
+            self.max_running,
+            "1 to 4096",
+        )?;
+        Violation::unless(
+            self.max_waiting <= 1 << 20,
+            "generate.max_waiting",
+            self.max_waiting,
+            "0 to 1048576",
+        )?;
+        Violation::unless(
+            (8..=256).contains(&self.block_size),
+            "generate.block_size",
+            self.block_size,
+            "8 to 256",
+        )?;
+        Violation::unless(
+            (1..=1 << 20).contains(&self.cache_mib),
+            "generate.cache_mib",
+            self.cache_mib,
+            "1 to 1048576",
+        )?;
+        Violation::unless(
+            (self.max_running..=1 << 20).contains(&self.max_step_tokens),
+            "generate.max_step_tokens",
+            self.max_step_tokens,
+            "generate.max_running to 1048576",
+        )
+    }
+}

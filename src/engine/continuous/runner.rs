@@ -1,0 +1,479 @@
+//! The runner: one thread that owns a model's scheduler and cache, and runs step after step.
+
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
+use rayon::prelude::*;
+
+use super::{
+    handle::GenerationOptions,
+    load::Load,
+    messages::{Boarding, Command, StepForward, StepOutput},
+    sequence::Active,
+    stream::ScoredToken,
+};
+use crate::{
+    engine::panics::panic_message,
+    error::{RequestError, Stage},
+    generation::{
+        FinishReason, NewSequence, Refused, Sampled, Scheduler, SequenceId, Step, StepRow,
+    },
+    models::{DecoderBatch, DecoderRow},
+    telemetry::{BatchTimes, GenerationMetrics, ModelMetrics, ModelStatistics},
+};
+
+/// How often a runner without a step to run looks whether a reader that it waits for has caught up,
+/// should the reader's own word have been lost.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+pub(super) struct Runner {
+    scheduler: Scheduler,
+    forward: StepForward,
+    commands: Receiver<Command>,
+    load: Arc<Load>,
+    sequences: HashMap<SequenceId, Active>,
+    last_end: Option<Instant>,
+    metrics: ModelMetrics,
+    generation_metrics: GenerationMetrics,
+    statistics: Arc<ModelStatistics>,
+}
+
+/// What a row of a step came to.
+type Outcome = Result<Option<FinishReason>, RequestError>;
+
+impl Runner {
+    pub(super) fn new(
+        scheduler: Scheduler,
+        forward: StepForward,
+        commands: Receiver<Command>,
+        load: Arc<Load>,
+        options: GenerationOptions,
+    ) -> Self {
+        Self {
+            scheduler,
+            forward,
+            commands,
+            load,
+            sequences: HashMap::new(),
+            last_end: None,
+            metrics: options.metrics,
+            generation_metrics: options.generation_metrics,
+            statistics: options.statistics,
+        }
+    }
+
+    /// Runs until every [`super::GenerationEngine`] handle and stream is gone and nothing is left.
+    pub(super) fn run(mut self) {
+        let mut open = true;
+        while open || !self.sequences.is_empty() {
+            open = self.take_news();
+            self.drop_abandoned();
+            let now = Instant::now();
+            self.drop_expired(now);
+            let step = self.scheduler.compose(now);
+            self.publish();
+            if step.is_empty() {
+                open = self.wait(now);
+            } else {
+                self.run_step(&step);
+            }
+        }
+    }
+
+    /// Takes what has come in meanwhile, without waiting. False when no more can come.
+    fn take_news(&mut self) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Waits for a command, a deadline, or the time to look again.
+    fn wait(&mut self, now: Instant) -> bool {
+        let mut until = self.scheduler.next_deadline();
+        if !self.sequences.is_empty() {
+            let look = now + LOOK_AGAIN;
+            until = Some(until.map_or(look, |deadline| deadline.min(look)));
+        }
+        let command = match until {
+            None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(until) => self.commands.recv_deadline(until),
+        };
+        match command {
+            Ok(command) => self.obey(command),
+            Err(RecvTimeoutError::Timeout) => self.resume_those_caught_up(),
+            Err(RecvTimeoutError::Disconnected) => {
+                if !self.sequences.is_empty() {
+                    std::thread::sleep(LOOK_AGAIN);
+                    self.resume_those_caught_up();
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Board(boarding) => self.board(*boarding),
+            Command::Cancel(id) => self.cancel(id),
+            Command::Resume(id) => self.resume(id),
+        }
+    }
+
+    fn board(&mut self, boarding: Boarding) {
+        let Boarding {
+            id,
+            work,
+            departure,
+            arrived,
+            events,
+        } = boarding;
+        let (max_new_tokens, all_logits) = (work.max_new_tokens, work.score_prompt);
+        let (mut active, prompt) = Active::begin(work, arrived, events);
+        let sequence = NewSequence {
+            id,
+            prompt,
+            max_new_tokens,
+            deadline: departure.deadline,
+            priority: departure.priority,
+            tenant: departure.tenant,
+            all_logits,
+        };
+        match self.scheduler.add(sequence) {
+            Ok(()) => {
+                self.sequences.insert(id, active);
+            }
+            Err(refused) => {
+                active.fail(refusal(&refused));
+                self.load.ended(1);
+            }
+        }
+    }
+
+    fn cancel(&mut self, id: SequenceId) {
+        if self.sequences.contains_key(&id) {
+            self.end(id, |active| active.fail(RequestError::Cancelled));
+        }
+    }
+
+    fn resume(&mut self, id: SequenceId) {
+        if let Some(active) = self.sequences.get_mut(&id)
+            && active.is_paused
+        {
+            active.is_paused = false;
+            active.events.resumed();
+            self.scheduler.resume(id);
+        }
+    }
+
+    fn resume_those_caught_up(&mut self) {
+        let caught_up: Vec<SequenceId> = self
+            .sequences
+            .iter()
+            .filter(|(_, active)| active.is_paused && active.events.has_caught_up())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in caught_up {
+            self.resume(id);
+        }
+    }
+
+    /// Frees what nobody reads any more.
+    fn drop_abandoned(&mut self) {
+        let abandoned: Vec<SequenceId> = self
+            .sequences
+            .iter()
+            .filter(|(_, active)| active.events.is_abandoned())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in abandoned {
+            self.cancel(id);
+        }
+    }
+
+    fn drop_expired(&mut self, now: Instant) {
+        for id in self.scheduler.take_expired(now) {
+            if let Some(mut active) = self.sequences.remove(&id) {
+                let stage = if active.first_token.is_some() {
+                    Stage::Execute
+                } else {
+                    Stage::Queue
+                };
+                active.fail(RequestError::DeadlineExceeded { stage });
+                self.note_end(now);
+            }
+        }
+    }
+
+    fn run_step(&mut self, step: &Step) {
+        let started = Instant::now();
+        let batch = self.pack(&step.rows);
+        let packed_at = Instant::now();
+        let output = self.forward(&batch);
+        let execute = packed_at.elapsed();
+        match output {
+            Ok(output) => {
+                self.count(&batch, started, packed_at, execute);
+                self.scheduler.complete(step);
+                self.take_outputs(&step.rows, &output);
+            }
+            Err(error) if step.rows.len() == 1 => {
+                self.end(step.rows[0].id, |active| active.fail(error));
+            }
+            Err(error) => {
+                tracing::warn!(%error, rows = step.rows.len(), "step failed; running its rows one by one");
+                self.metrics.isolated_batches.inc();
+                self.isolate(&step.rows);
+            }
+        }
+    }
+
+    /// Runs each row alone, so that the one at fault is the only one to fail. Keys and values that
+    /// the failed step has written are written again, to the same places.
+    fn isolate(&mut self, rows: &[StepRow]) {
+        for row in rows {
+            let batch = self.pack(std::slice::from_ref(row));
+            match self.forward(&batch) {
+                Ok(output) => {
+                    self.scheduler.complete(&Step { rows: vec![*row] });
+                    self.take_outputs(std::slice::from_ref(row), &output);
+                }
+                Err(error) => self.end(row.id, |active| active.fail(error)),
+            }
+        }
+    }
+
+    fn pack(&self, rows: &[StepRow]) -> DecoderBatch {
+        let mut batch = DecoderBatch::default();
+        for row in rows {
+            batch.tokens.extend_from_slice(self.scheduler.tokens(row));
+            let end = batch.tokens.len() as u32;
+            batch.logit_tokens.extend(end - row.logits..end);
+            batch.rows.push(DecoderRow {
+                first_position: row.first_position,
+                tokens: row.tokens,
+                blocks: self.scheduler.blocks(row).to_vec(),
+            });
+        }
+        batch
+    }
+
+    /// Runs the model; an error or a panic in it becomes a [`RequestError`].
+    fn forward(&mut self, batch: &DecoderBatch) -> Result<StepOutput, RequestError> {
+        // A step that panics leaves at most slots of its own rows half written; they are written
+        // again or freed.
+        let output = catch_unwind(AssertUnwindSafe(|| (self.forward)(batch)))
+            .map_err(|panic| {
+                RequestError::internal(format_args!("the model panicked: {}", panic_message(&*panic)))
+            })?
+            .map_err(RequestError::internal)?;
+        if output.statistics.len() == batch.logit_tokens.len() {
+            return Ok(output);
+        }
+        Err(RequestError::internal(format_args!(
+            "the model gave {} rows of logits for {} tokens",
+            output.statistics.len(),
+            batch.logit_tokens.len()
+        )))
+    }
+
+    /// Samples the rows that have logits, and takes what was sampled.
+    fn take_outputs(&mut self, rows: &[StepRow], output: &StepOutput) {
+        let mut sampling = Vec::with_capacity(rows.len());
+        let mut first = 0;
+        for row in rows {
+            let logits = first..first + row.logits as usize;
+            first = logits.end;
+            if logits.is_empty() {
+                continue;
+            }
+            if let Some(active) = self.sequences.remove(&row.id) {
+                sampling.push((row, logits, active, Ok(None)));
+            }
+        }
+        let scheduler = &self.scheduler;
+        let read = output.logits.read(|values| {
+            sampling
+                .par_iter_mut()
+                .for_each(|(row, logits, active, sampled)| {
+                    *sampled = sample(scheduler, row, logits.clone(), active, values, output);
+                });
+        });
+        let now = Instant::now();
+        for (row, _, active, sampled) in sampling {
+            self.sequences.insert(row.id, active);
+            let sampled = match &read {
+                Ok(()) => sampled,
+                Err(error) => Err(RequestError::internal(error)),
+            };
+            self.take_sampled(row, sampled, now);
+        }
+    }
+
+    fn take_sampled(
+        &mut self,
+        row: &StepRow,
+        sampled: Result<Option<Sampled>, RequestError>,
+        now: Instant,
+    ) {
+        let id = row.id;
+        let Some(active) = self.sequences.get_mut(&id) else {
+            return;
+        };
+        let outcome = match sampled {
+            Ok(None) => return,
+            Ok(Some(sampled)) => {
+                let token = sampled.token;
+                let (before, arrived) = (active.last_token, active.arrived);
+                if before.is_none() {
+                    let sequence = self.scheduler.sequence(id);
+                    let cached = sequence.map_or(0, |sequence| sequence.shared_tokens() as u32);
+                    active.events.note_cached(cached);
+                    self.generation_metrics.cached_tokens.inc_by(u64::from(cached));
+                }
+                let outcome = active.take(sampled, now);
+                match before {
+                    None => {
+                        let first = (now - arrived).as_secs_f64();
+                        self.generation_metrics.time_to_first_token.observe(first);
+                    }
+                    Some(before) => {
+                        let gap = (now - before).as_secs_f64();
+                        self.generation_metrics.inter_token_latency.observe(gap);
+                    }
+                }
+                self.generation_metrics.generated_tokens.inc();
+                self.scheduler.append(id, token);
+                outcome
+            }
+            Err(error) => Err(error),
+        };
+        self.conclude(id, outcome);
+    }
+
+    /// Ends a sequence that is done or failed; pauses one whose reader is behind.
+    fn conclude(&mut self, id: SequenceId, outcome: Outcome) {
+        match outcome {
+            Err(error) => self.end(id, |active| active.fail(error)),
+            Ok(Some(reason)) => self.end(id, |active| active.finish(reason)),
+            Ok(None) => {
+                if let Some(active) = self.sequences.get_mut(&id)
+                    && active.events.must_pause()
+                {
+                    active.is_paused = true;
+                    self.scheduler.pause(id);
+                }
+            }
+        }
+    }
+
+    /// Takes a sequence out; `tell` sends its last event.
+    fn end(&mut self, id: SequenceId, tell: impl FnOnce(&mut Active)) {
+        self.scheduler.finish(id);
+        if let Some(mut active) = self.sequences.remove(&id) {
+            tell(&mut active);
+            self.note_end(Instant::now());
+        }
+    }
+
+    fn note_end(&mut self, now: Instant) {
+        self.load.ended(1);
+        if let Some(last) = self.last_end.replace(now) {
+            self.load.observe_gap(now - last);
+        }
+    }
+
+    fn count(&self, batch: &DecoderBatch, started: Instant, packed_at: Instant, execute: Duration) {
+        let rows = batch.rows.len();
+        let metrics = &self.metrics;
+        metrics.rows.inc_by(rows as u64);
+        metrics.tokens.inc_by(batch.tokens.len() as u64);
+        metrics.batch_rows.observe(rows as f64);
+        metrics.batch_tokens.observe(batch.tokens.len() as f64);
+        metrics.execute.observe(execute.as_secs_f64());
+        self.statistics.record_batch(
+            rows,
+            &BatchTimes {
+                input: packed_at - started,
+                execute,
+                output: Duration::ZERO,
+            },
+        );
+    }
+
+    fn publish(&self) {
+        let counts = self.scheduler.counts();
+        self.metrics.waiting_rows.set(counts.waiting as i64);
+        let metrics = &self.generation_metrics;
+        metrics.running.set(counts.running as i64);
+        metrics.waiting.set(counts.waiting as i64);
+        metrics.paused.set(counts.paused as i64);
+        metrics.used_blocks.set(counts.blocks.used as i64);
+        metrics.cached_blocks.set(counts.blocks.cached as i64);
+        metrics.free_blocks.set(counts.blocks.free as i64);
+        let before = metrics.preemptions.get();
+        metrics.preemptions.inc_by(counts.preemptions - before);
+    }
+}
+
+/// Draws the row's next token, and scores its prompt tokens where that is wanted.
+fn sample(
+    scheduler: &Scheduler,
+    row: &StepRow,
+    logits: std::ops::Range<usize>,
+    active: &mut Active,
+    values: &[f32],
+    output: &StepOutput,
+) -> Result<Option<Sampled>, RequestError> {
+    let vocabulary = values.len() / output.statistics.len().max(1);
+    let row_of = |index: usize| &values[index * vocabulary..(index + 1) * vocabulary];
+    if let (Some(scores), Some(sequence)) =
+        (&mut active.prompt_scores, scheduler.sequence(row.id))
+    {
+        // The logits at one token score the next.
+        let next = (row.end() - row.logits + 1) as usize;
+        let prompt = sequence.prompt().get(next..).unwrap_or_default();
+        for (index, &id) in logits.clone().zip(prompt) {
+            let statistics = output.statistics[index];
+            scores.push(ScoredToken {
+                id,
+                logprob: Some(row_of(index)[id as usize] - statistics.log_sum_exp),
+                top: active.sampler.top_logprobs(row_of(index), statistics),
+            });
+        }
+    }
+    if !row.samples {
+        return Ok(None);
+    }
+    let last = logits.end - 1;
+    let mask = match &mut active.constraint {
+        None => None,
+        Some(constraint) => Some(constraint.mask().map_err(RequestError::internal)?),
+    };
+    active
+        .sampler
+        .sample(row_of(last), output.statistics[last], mask)
+        .map(Some)
+        .map_err(RequestError::internal)
+}
+
+fn refusal(refused: &Refused) -> RequestError {
+    match refused {
+        Refused::TooLong { prompt, new, limit } => RequestError::invalid(
+            "max_tokens",
+            format_args!("{new} after a prompt of {prompt} tokens"),
+            format_args!("at most {limit} together"),
+        ),
+        // Admission reserves room and refuses empty prompts; these are faults of ours.
+        other => RequestError::internal(other),
+    }
+}

@@ -1,0 +1,52 @@
+//! Linear layers and the table of embeddings, in f32 or quantized.
+
+use candle_core::{Result, Tensor};
+
+use crate::ops::{Linear, QuantizedLinear};
+
+/// A linear layer of one or several weights side by side.
+#[derive(Debug, Clone)]
+pub(super) enum Projection {
+    /// In f32.
+    Dense(Linear),
+    /// As in a GGUF file, or quantized at load.
+    Quantized(QuantizedLinear),
+}
+
+impl Projection {
+    /// `[tokens, in]` to `[tokens, out]`.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(linear) => linear.apply(x),
+            Self::Quantized(linear) => linear.apply(x),
+        }
+    }
+}
+
+/// The table of embeddings, `[vocabulary, hidden]`.
+#[derive(Debug, Clone)]
+pub(super) enum Embedding {
+    /// In f32.
+    Dense(Tensor),
+    /// Quantized; where embeddings are tied, it shares its memory with the output projection.
+    Quantized(QuantizedLinear),
+}
+
+impl Embedding {
+    /// The rows of `tokens`, times `scale`: a new tensor `[tokens, hidden]`, f32. Every id must be
+    /// in the vocabulary.
+    pub fn rows(&self, tokens: &[u32], scale: f32) -> Result<Tensor> {
+        match self {
+            Self::Quantized(table) => table.rows(tokens, scale),
+            Self::Dense(table) => {
+                let ids = Tensor::from_slice(tokens, tokens.len(), table.device())?;
+                let rows = table.index_select(&ids, 0)?;
+                if scale.to_bits() == 1f32.to_bits() {
+                    Ok(rows)
+                } else {
+                    rows.affine(scale.into(), 0.0)
+                }
+            }
+        }
+    }
+}

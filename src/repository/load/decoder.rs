@@ -1,0 +1,179 @@
+//! Loads a model that generates.
+
+use std::sync::Arc;
+
+use candle_core::{Device, quantized::GgmlDType};
+
+use super::{LoadError, Loaded, Loading, read_gguf_text};
+use crate::{
+    config::{self, Activation, Quantize, manifest::find_gguf},
+    engine::{
+        GenerationEngine, GenerationOptions,
+        continuous::{StepForward, StepOutput},
+    },
+    generation::{RowStatistics, SchedulerOptions},
+    models::{DecoderBatch, DecoderModel, DecoderOptions, DecoderRow, ForwardError, KvCache, StepLogits},
+    ops,
+    repository::{Runner, ServedDecoder},
+    text::GenerationText,
+};
+
+/// Prompt tokens of one step whose logits are wanted, at most: with a vocabulary of 262 144 they
+/// take 1 MiB each.
+const MAX_PROMPT_LOGITS: usize = 64;
+
+/// Loads weights and tokenizer, makes the cache, starts the engine.
+pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
+    let Loading {
+        model,
+        dir,
+        manifest,
+        ..
+    } = *loading;
+    let settings = &manifest.generate;
+    let gguf = find_gguf(dir);
+    let source = gguf.clone().unwrap_or_else(|| dir.to_owned());
+    let options = DecoderOptions {
+        quantize: settings.quantize.map(ggml_type),
+        max_context: Some(manifest.input.max_tokens).filter(|&tokens| tokens > 0),
+    };
+    let decoder = DecoderModel::load(&source, &options, &Device::Cpu)?;
+    let text = match gguf {
+        Some(path) => read_gguf_text(&path)?,
+        None => GenerationText::load(dir)?,
+    };
+    let table = decoder.spec().vocabulary;
+    if text.vocabulary() > table {
+        return Err(LoadError::VocabularySize {
+            tokenizer: text.vocabulary(),
+            weights: table,
+        });
+    }
+
+    let cache_type = match settings.cache_type {
+        config::CacheType::F32 => ops::CacheType::F32,
+        config::CacheType::F16 => ops::CacheType::F16,
+    };
+    let block_bytes = KvCache::bytes_per_block(decoder.spec(), settings.block_size, cache_type);
+    let context = usable_context(loading, &decoder)?;
+    // More than all sequences can ever hold would lie idle.
+    let most = settings.max_running * context.div_ceil(settings.block_size);
+    let blocks = ((settings.cache_mib << 20) / block_bytes).min(most);
+    let cache_tokens = blocks * settings.block_size;
+    let max_sequence_tokens = context.min(cache_tokens);
+    if cache_tokens < context {
+        tracing::warn!(
+            model = model.name,
+            cache_tokens,
+            context,
+            "the cache holds less than one full context; longer requests are refused"
+        );
+    }
+    let cache = decoder.new_cache(blocks, settings.block_size, cache_type)?;
+    let memory_bytes = decoder.memory_bytes() + blocks * block_bytes;
+    let mut forward: StepForward = Box::new(move |batch| step(&decoder, &cache, batch));
+    warm_up(&mut forward, settings.block_size)?;
+
+    let generation_metrics = loading.families.generation(&model.name, loading.version);
+    let engine = GenerationEngine::start(
+        GenerationOptions {
+            name: model.name.clone(),
+            scheduler: SchedulerOptions {
+                block_size: settings.block_size,
+                blocks,
+                max_step_tokens: settings.max_step_tokens,
+                max_running: settings.max_running,
+                max_waiting: settings.max_waiting,
+                max_sequence_tokens,
+                max_prompt_logits: MAX_PROMPT_LOGITS,
+                share_prefixes: settings.share_prefixes,
+            },
+            metrics: loading.metrics.clone(),
+            generation_metrics: generation_metrics.clone(),
+            statistics: Arc::clone(&loading.statistics),
+        },
+        forward,
+    )?;
+    Ok(Loaded {
+        runner: Runner::Decoder(Arc::new(ServedDecoder {
+            text: Arc::new(text),
+            engine,
+            vocabulary: table,
+            max_sequence_tokens,
+            default_max_tokens: settings.default_max_tokens,
+            metrics: generation_metrics,
+        })),
+        labels: Vec::new(),
+        output_size: 0,
+        activation: Activation::Softmax,
+        memory_bytes: memory_bytes as u64,
+    })
+}
+
+/// Runs one step, with one pass over each row of its logits.
+fn step(
+    decoder: &DecoderModel,
+    cache: &KvCache,
+    batch: &DecoderBatch,
+) -> Result<StepOutput, ForwardError> {
+    // Inside the pool, so that an op does not cross threads to get there.
+    rayon::scope(|_| {
+        let logits = StepLogits::new(decoder.forward(batch, cache)?);
+        let statistics = ops::logit_statistics(logits.tensor())?
+            .into_iter()
+            .map(|row| RowStatistics {
+                argmax: row.argmax,
+                max: row.max,
+                log_sum_exp: row.log_sum_exp,
+            })
+            .collect();
+        Ok(StepOutput { logits, statistics })
+    })
+}
+
+/// The tokens a sequence may have: what the model was made for, or less where the manifest says so.
+fn usable_context(loading: &Loading<'_>, decoder: &DecoderModel) -> Result<usize, LoadError> {
+    let context = decoder.spec().context_length;
+    let asked = loading.manifest.input.max_tokens;
+    if asked > context {
+        return Err(LoadError::Unfit {
+            manifest: loading.model.manifest_path(),
+            key: "input.max_tokens",
+            found: asked.to_string(),
+            allowed: format!("at most the model's context of {context} tokens"),
+        });
+    }
+    Ok(if asked == 0 { context } else { asked })
+}
+
+/// Runs a prompt and a step, so that the first request finds warm memory.
+fn warm_up(forward: &mut StepForward, block_size: usize) -> Result<(), LoadError> {
+    for (first_position, tokens) in [(0, block_size as u32 - 1), (block_size as u32 - 1, 1)] {
+        let output = forward(&DecoderBatch {
+            tokens: vec![0; tokens as usize],
+            rows: vec![DecoderRow {
+                first_position,
+                tokens,
+                blocks: vec![0],
+            }],
+            logit_tokens: vec![tokens - 1],
+        })?;
+        if !output.statistics.iter().all(|row| row.log_sum_exp.is_finite()) {
+            return Err(LoadError::NotFinite);
+        }
+    }
+    Ok(())
+}
+
+fn ggml_type(quantize: Quantize) -> GgmlDType {
+    match quantize {
+        Quantize::Q4_0 => GgmlDType::Q4_0,
+        Quantize::Q4_1 => GgmlDType::Q4_1,
+        Quantize::Q5_0 => GgmlDType::Q5_0,
+        Quantize::Q5_1 => GgmlDType::Q5_1,
+        Quantize::Q8_0 => GgmlDType::Q8_0,
+        Quantize::Q4K => GgmlDType::Q4K,
+        Quantize::Q5K => GgmlDType::Q5K,
+        Quantize::Q6K => GgmlDType::Q6K,
+    }
+}

@@ -1,0 +1,174 @@
+//! Loads one version: manifest, weights, tokenizer, engine, warm-up.
+
+mod decoder;
+mod encoder;
+mod vocabulary;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use super::{FoundModel, Runner, ServedModel};
+use crate::{
+    batching::PolicyError,
+    config::{Activation, ConfigError, ModelManifest, Task},
+    engine::continuous,
+    models::{self, ForwardError},
+    telemetry::{Metrics, ModelMetrics, ModelStatistics},
+    text::{ChatError, TokenizerError, VocabularyError},
+};
+
+pub use encoder::head_of;
+pub use vocabulary::read_gguf_text;
+
+/// Why a version can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The folder has no version.
+    #[error("no version in {}; fetch the weights (models/fetch.py or `ferry fetch`)", .0.display())]
+    NoVersion(PathBuf),
+    /// There is no manifest and nothing to infer one from.
+    #[error("neither {} nor a config.json beside the weights says what this model is", .0.display())]
+    NoManifest(PathBuf),
+    /// The manifest is wrong.
+    #[error(transparent)]
+    Manifest(#[from] ConfigError),
+    /// What the manifest asks for does not go together.
+    #[error("{}: {key} = {found}; allowed: {allowed}", manifest.display())]
+    Unfit {
+        /// The manifest.
+        manifest: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What would be right.
+        allowed: String,
+    },
+    /// The batching settings contradict each other.
+    #[error("batching: {0}")]
+    Policy(#[from] PolicyError),
+    /// A task that an encoder doesn't do.
+    #[error("task '{0}' is not an encoder's")]
+    NoHead(Task),
+    /// The weights don't load.
+    #[error(transparent)]
+    Weights(#[from] models::LoadError),
+    /// The tokenizer doesn't load.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The tokenizer inside a GGUF file doesn't load.
+    #[error("{}: {source}", path.display())]
+    Vocabulary {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: VocabularyError,
+    },
+    /// The tokenizer and the weights don't belong together.
+    #[error("the tokenizer has {tokenizer} tokens, the weights have {weights}")]
+    VocabularySize {
+        /// Tokens of the tokenizer.
+        tokenizer: usize,
+        /// Rows of the weights' table.
+        weights: usize,
+    },
+    /// The chat template isn't one.
+    #[error("the chat template: {0}")]
+    ChatTemplate(#[from] ChatError),
+    /// The system refused a thread.
+    #[error("can't start the engine's threads: {0}")]
+    Threads(#[from] std::io::Error),
+    /// A generation engine can't start.
+    #[error(transparent)]
+    Generation(#[from] continuous::StartError),
+    /// The model loaded and then failed on its first input.
+    #[error("warm-up failed: {0}")]
+    WarmUp(#[from] ForwardError),
+    /// The model loaded and its output is not a number.
+    #[error("warm-up failed: the output is not finite (NaN or infinity)")]
+    NotFinite,
+}
+
+/// What the kinds of models have in common while they are loaded.
+struct Loading<'a> {
+    model: &'a FoundModel,
+    /// The version's folder.
+    dir: &'a Path,
+    manifest: &'a ModelManifest,
+    metrics: ModelMetrics,
+    statistics: Arc<ModelStatistics>,
+    /// For the metrics that only some models have.
+    families: &'a Metrics,
+    version: &'a str,
+}
+
+/// What is loaded of a model.
+struct Loaded {
+    runner: Runner,
+    labels: Vec<String>,
+    output_size: usize,
+    activation: Activation,
+    memory_bytes: u64,
+}
+
+/// Loads the newest version of `model` and warms it up. Takes seconds; call it off the I/O threads.
+///
+/// # Errors
+/// [`LoadError`] says what is wrong with which file.
+pub fn load_model(model: &FoundModel, metrics: &Metrics) -> Result<ServedModel, LoadError> {
+    let started = Instant::now();
+    let version = *model
+        .versions
+        .last()
+        .ok_or_else(|| LoadError::NoVersion(model.dir.clone()))?;
+    let dir = model.version_dir(version);
+    let manifest = read_manifest(model, &dir)?;
+    let version = version.to_string();
+    let most_rows = match manifest.task {
+        Task::Generate => manifest.generate.max_running,
+        _ => manifest.batching.max_rows,
+    };
+    let loading = Loading {
+        model,
+        dir: &dir,
+        manifest: &manifest,
+        metrics: metrics.model(&model.name, &version),
+        statistics: Arc::new(ModelStatistics::new(most_rows)),
+        families: metrics,
+        version: &version,
+    };
+    let loaded = match manifest.task {
+        Task::Generate => decoder::load(&loading)?,
+        _ => encoder::load(&loading)?,
+    };
+    let (metrics, statistics) = (loading.metrics.clone(), Arc::clone(&loading.statistics));
+    Ok(ServedModel {
+        name: model.name.clone(),
+        version,
+        labels: loaded.labels,
+        output_size: loaded.output_size,
+        activation: loaded.activation,
+        memory_bytes: loaded.memory_bytes,
+        manifest,
+        runner: loaded.runner,
+        metrics,
+        statistics,
+        load_time: started.elapsed(),
+        loaded_at: SystemTime::now(),
+    })
+}
+
+/// The manifest of a model, from its file or inferred from the files beside the weights.
+///
+/// # Errors
+/// [`LoadError`] when there is none or it is wrong.
+pub fn read_manifest(model: &FoundModel, version_dir: &Path) -> Result<ModelManifest, LoadError> {
+    let path = model.manifest_path();
+    if path.is_file() {
+        return Ok(ModelManifest::read(&path)?);
+    }
+    ModelManifest::infer(version_dir).ok_or(LoadError::NoManifest(path))
+}

@@ -1,5 +1,5 @@
 //! Speed of the quantized linear layer beside candle's `QMatMul`, on the shapes of Gemma 3 270M
-//! (hidden 640) and SmolLM2 135M (hidden 576): bytes of weight and multiply-adds per second.
+//! (hidden 640) and `SmolLM2` 135M (hidden 576): bytes of weight and multiply-adds per second.
 
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};

@@ -82,15 +82,20 @@ impl Scheduler {
         draft.tokens_left > 0 && draft.rows.len() < self.options.max_running
     }
 
-    /// Whether a place can be had by taking that of a lower level.
+    /// Whether all places are taken, some of them by lower levels.
     fn is_full_of_lower(&self, level: usize) -> bool {
-        let lowest = self.running.last();
-        self.running.len() >= self.options.max_running
-            && lowest.is_some_and(|rank| rank.level > level)
+        let last_place = self.running.iter().nth(self.options.max_running - 1);
+        last_place.is_some_and(|rank| rank.level > level)
     }
 
     fn compose_decoding(&mut self, draft: &mut Draft) {
-        let ranks: Vec<Rank> = self.running.iter().copied().collect();
+        // Resumed sequences may be beyond the places; the higher ranks have them.
+        let ranks: Vec<Rank> = self
+            .running
+            .iter()
+            .take(self.options.max_running)
+            .copied()
+            .collect();
         for rank in ranks {
             if !self.has_room_for_row(draft) {
                 return;
@@ -218,6 +223,10 @@ impl Scheduler {
             if slot && missing == 0 {
                 return true;
             }
+            let hopeless = !slot && !self.is_full_of_lower(level);
+            if hopeless || self.takeable_blocks(level) < missing {
+                return false;
+            }
             let lower = self.running.last().filter(|rank| rank.level > level);
             let victim = if slot {
                 self.paused_holding.last().or(lower)
@@ -227,9 +236,6 @@ impl Scheduler {
             let Some(victim) = victim.copied() else {
                 return false;
             };
-            if slot && self.takeable_blocks(level) < missing {
-                return false;
-            }
             self.preempt_from(victim.id, draft);
         }
     }
@@ -255,17 +261,20 @@ impl Scheduler {
         (needed + promised + self.running.len()).saturating_sub(self.pool.available())
     }
 
-    /// Blocks held by paused sequences and lower levels, at most: some may be shared.
+    /// By how many blocks `missing_blocks` falls, at most, when paused sequences and lower levels
+    /// have none: what they hold (some may be shared), and what is kept for them.
     fn takeable_blocks(&self, level: usize) -> usize {
-        let lower = self
-            .running
-            .iter()
-            .rev()
-            .take_while(|rank| rank.level > level);
-        self.paused_holding
-            .iter()
-            .chain(lower)
-            .map(|rank| self.sequences[&rank.id].blocks().len())
-            .sum()
+        let held = |rank: &Rank| self.sequences[&rank.id].blocks().len();
+        let kept = |rank: &Rank| {
+            let sequence = &self.sequences[&rank.id];
+            match sequence.state {
+                SequenceState::Prefilling { .. } => 1 + sequence.lacking(&self.pool),
+                _ => 1,
+            }
+        };
+        let lower = self.running.iter().rev();
+        let lower = lower.take_while(|rank| rank.level > level);
+        self.paused_holding.iter().map(held).sum::<usize>()
+            + lower.map(|rank| held(rank) + kept(rank)).sum::<usize>()
     }
 }

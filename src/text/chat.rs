@@ -110,7 +110,8 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Parses a template. `bos` and `eos` are the texts of the model's tokens, empty if it has none.
+    /// Parses a template. `bos` and `eos` are the texts of the model's tokens, empty where it has
+    /// none.
     ///
     /// # Errors
     /// [`ChatError::Syntax`] with the line that is wrong.
@@ -118,7 +119,7 @@ impl ChatTemplate {
     /// # Example
     /// ```
     /// use ferry::text::{ChatMessage, ChatOptions, ChatTemplate};
-    /// let source = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}";
+    /// let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
     /// let template = ChatTemplate::parse(source, "", "").unwrap();
     /// let messages = [ChatMessage::new("user", "Hello")];
     /// let text = template.render(&messages, &ChatOptions::default()).unwrap();
@@ -325,7 +326,7 @@ mod tests {
                 .and_then(|template| template.render_variables(variables, now));
             match case.get("text") {
                 Some(expected) => {
-                    assert_eq!(text.as_deref(), Ok(expected.as_str().unwrap()), "{name}")
+                    assert_eq!(text.as_deref(), Ok(expected.as_str().unwrap()), "{name}");
                 }
                 None => assert!(text.is_err(), "{name}: {text:?}"),
             }

@@ -138,9 +138,12 @@ fn table_of(tokenizer: &Tokenizer) -> Result<TokenTable, String> {
     }
     let mut table = TokenTable::new(strips_first_space);
     for id in 0..count.max(last) as u32 {
-        let kind = added.get(&id).map(|token| match token.special {
-            true => TokenKind::Control,
-            false => TokenKind::UserDefined,
+        let kind = added.get(&id).map(|token| {
+            if token.special {
+                TokenKind::Control
+            } else {
+                TokenKind::UserDefined
+            }
         });
         let text = tokenizer.id_to_token(id).unwrap_or_default();
         let is_byte = || spelling == Spelling::SentencePiece && byte_of(&text).is_some();

@@ -33,7 +33,7 @@ pub struct GenerationText {
 
 #[derive(Debug)]
 enum Encoder {
-    Gguf(GgufTokenizer),
+    Gguf(Box<GgufTokenizer>),
     /// `tokenizer.json` as it is, and a copy that reads control tokens as text, made when one is
     /// first needed.
     Json {
@@ -54,7 +54,7 @@ impl GenerationText {
         let mark =
             |id: Option<u32>| id.map_or_else(String::new, |id| raw.tokens[id as usize].clone());
         let text = Self {
-            encoder: Encoder::Gguf(tokenizer),
+            encoder: Encoder::Gguf(Box::new(tokenizer)),
             bos: raw.bos,
             eos: stop_tokens(&table, raw.eos.into_iter().chain(raw.eot)),
             table,

@@ -15,6 +15,7 @@ const MAX_INDENT: usize = 16;
 
 /// The filter `tojson(indent=None)`. Other arguments, such as `ensure_ascii=False`, say what is so
 /// here in any case.
+#[allow(clippy::needless_pass_by_value)] // The form that minijinja calls filters in.
 pub(super) fn to_json(
     state: &State<'_, '_>,
     value: Serde<serde_json::Value>,

@@ -1,4 +1,4 @@
-//! SentencePiece's BPE by scores: of all neighbours that make a token together, those whose token
+//! `SentencePiece`'s BPE by scores: of all neighbours that make a token together, those whose token
 //! scores highest are joined first, the leftmost of equals.
 //!
 //! Joined straight from the vocabulary, so that no table of merges has to be made of it: a

@@ -4,7 +4,7 @@
 
 use super::vocabulary::{CheckedVocabulary, Spelling, TokenKind, byte_of};
 
-/// How SentencePiece writes a space.
+/// How `SentencePiece` writes a space.
 pub(super) const SPACE_MARK: char = '▁';
 
 /// The bytes of each token of a vocabulary.

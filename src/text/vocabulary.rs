@@ -13,7 +13,7 @@ const MAX_TOTAL_BYTES: usize = 256 << 20;
 /// The `tokenizer.*` metadata of a GGUF file, as it stands there.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GgufVocabulary {
-    /// `tokenizer.ggml.model`: `gpt2` (byte-level BPE) or `llama` (SentencePiece, merged by score).
+    /// `tokenizer.ggml.model`: `gpt2` (byte-level BPE) or `llama` (`SentencePiece`, merged by score).
     pub model: String,
     /// `tokenizer.ggml.pre`: how a byte-level BPE splits a text into words first.
     pub pre: Option<String>,
@@ -153,7 +153,7 @@ pub(super) enum TokenKind {
 pub(super) enum Spelling {
     /// Each character stands for a byte (GPT-2).
     ByteLevel,
-    /// As is, with ▁ for a space; bytes as `<0xHH>` (SentencePiece).
+    /// As is, with ▁ for a space; bytes as `<0xHH>` (`SentencePiece`).
     SentencePiece,
 }
 
@@ -279,7 +279,7 @@ fn kinds_of(raw: &GgufVocabulary) -> Result<Vec<TokenKind>, VocabularyError> {
 pub(super) mod tests {
     use super::*;
 
-    /// A SentencePiece vocabulary of a few words.
+    /// A `SentencePiece` vocabulary of a few words.
     pub(crate) fn small_sentence_piece() -> GgufVocabulary {
         let mut vocabulary = GgufVocabulary {
             model: "llama".into(),

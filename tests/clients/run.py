@@ -76,16 +76,22 @@ def prepare_environment(pip_options=()):
 
 
 def prepare_models(source):
-    """A repository of links to minilm and the fixtures, so that every task is there."""
+    """A repository of links to minilm, SmolLM2 if it is there, and the fixtures, so that every task is there."""
     minilm = source.resolve() / "minilm"
     if not any(minilm.glob("[0-9]*/model.safetensors")):
         sys.exit(f"no weights in {minilm}: fetch them first (python3 models/fetch.py minilm)")
     shutil.rmtree(REPOSITORY, ignore_errors=True)
     REPOSITORY.mkdir(parents=True)
     (REPOSITORY / "minilm").symlink_to(minilm)
+    smollm2 = source.resolve() / "smollm2-135m"
+    if (smollm2 / "1" / "model.gguf").exists():
+        (REPOSITORY / "smollm2-135m").symlink_to(smollm2)
     for fixture in sorted((ROOT / "tests" / "fixtures").glob("tiny-*")):
         (REPOSITORY / fixture.name).mkdir()
         (REPOSITORY / fixture.name / "1").symlink_to(fixture)
+    # Of the decoders the one with a tokenizer.
+    (REPOSITORY / "tiny-llama").mkdir()
+    (REPOSITORY / "tiny-llama" / "1").symlink_to(ROOT / "tests" / "fixtures" / "decoders" / "llama")
     return REPOSITORY
 
 

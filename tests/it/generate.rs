@@ -221,8 +221,9 @@ async fn a_seed_gives_the_same_text_whatever_travels_with_it() {
         continuing(&[5, 6, 7, 8, 9], options)
     };
     let first = run_one(&running, drawn(7, 1)).await;
+    let company = prompts(20);
     let (crowd, again) = tokio::join!(
-        together(&running, &prompts(20), 40),
+        together(&running, &company, 40),
         run_one(&running, drawn(7, 1))
     );
     assert_eq!(crowd.len(), 20);

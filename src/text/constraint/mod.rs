@@ -7,11 +7,13 @@
 mod grammar;
 mod state;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, panic::AssertUnwindSafe, sync::Arc};
 
 use llguidance::{
-    Matcher, ParserFactory,
-    api::ParserLimits,
+    Logger, Matcher, ParserFactory,
+    api::{GrammarInit, ParserLimits},
+    earley::SlicedBiasComputer,
+    panic_utils,
     toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie},
 };
 
@@ -88,48 +90,72 @@ impl ConstraintFactory {
             })
             .collect();
         let info = TokRxInfo::new(table.len() as u32, first_end);
-        let trie = TokTrie::from(&info, &words).with_eos_tokens(ends);
+        let failed = |error: &dyn fmt::Display| ConstraintError::Vocabulary(error.to_string());
+        // The trie asserts its bounds, which no vocabulary known comes near: 4 million nodes.
+        let trie = panic_utils::catch_unwind(AssertUnwindSafe(|| {
+            Ok(TokTrie::from(&info, &words).with_eos_tokens(ends))
+        }));
+        let trie = trie.map_err(|error| failed(&error))?;
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-        let mut parsers = ParserFactory::new(
+        let parsers = ParserFactory::new(
             &environment,
             InferenceCapabilities::default(),
-            &llguidance::earley::SlicedBiasComputer::general_slices(),
+            &SlicedBiasComputer::general_slices(),
         )
-        .map_err(|error| ConstraintError::Vocabulary(error.to_string()))?;
-        parsers.quiet();
-        *parsers.limits_mut() = limits();
+        .map_err(|error| failed(&error))?;
         Ok(Self {
             parsers,
             vocabulary: table.len(),
         })
     }
 
-    /// Prepares to hold one output to `constraint`. Takes from less than a millisecond up to some
-    /// tens of them.
+    /// Prepares to hold one output to `constraint`. Takes a millisecond for most, up to a second for
+    /// the largest allowed.
     ///
     /// # Errors
     /// [`ConstraintError`] when it is too large, not valid, or can't be done.
     pub fn compile(&self, constraint: &Constraint) -> Result<ConstraintState, ConstraintError> {
         let kind = constraint.kind();
-        let grammar = constraint.grammar()?;
-        let matcher = Matcher::new(self.parsers.create_parser(grammar));
-        match matcher.get_error() {
-            None => Ok(ConstraintState::new(matcher, self.vocabulary)),
-            Some(reason) => Err(ConstraintError::Invalid { kind, reason }),
-        }
+        let grammar = GrammarInit::Serialized(constraint.grammar()?);
+        let limits = match constraint {
+            Constraint::Lark(_) => grammar_limits(),
+            _ => limits(),
+        };
+        let matcher = Matcher::new(self.parsers.create_parser_from_init_ext(
+            grammar,
+            Logger::new(0, 0),
+            InferenceCapabilities::default(),
+            limits,
+        ));
+        let mut state = match matcher.get_error() {
+            None => ConstraintState::new(matcher, self.vocabulary),
+            Some(reason) => return Err(ConstraintError::Invalid { kind, reason }),
+        };
+        // What is too much for the very first token is refused here, before anything is generated.
+        let reason = state.mask().err().map(|error| error.to_string());
+        reason.map_or(Ok(state), |reason| {
+            Err(ConstraintError::Invalid { kind, reason })
+        })
     }
 }
 
-/// What one constraint may cost. The defaults suffice for the largest schemas known, but many
-/// sequences run at once: an ambiguous grammar would hold them all up for 0.3 s at each token, and
-/// lexer states take memory.
+/// What following a constraint may cost. The defaults suffice for the largest schemas known; but
+/// lexer states take memory, and many sequences run at once.
 fn limits() -> ParserLimits {
     ParserLimits {
-        max_items_in_row: 1_000,
-        step_max_items: 10_000,
         max_lexer_states: 50_000,
         verbose_errors: false,
         ..ParserLimits::default()
+    }
+}
+
+/// A caller's own grammar may be ambiguous, which makes each token dearer than the one before: up
+/// to 0.3 s within the defaults. One that a programming language needs stays within these.
+fn grammar_limits() -> ParserLimits {
+    ParserLimits {
+        max_items_in_row: 200,
+        step_max_items: 10_000,
+        ..limits()
     }
 }
 

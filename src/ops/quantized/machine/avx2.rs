@@ -12,7 +12,7 @@ use std::arch::x86_64::{
     _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps,
     _mm256_mullo_epi32, _mm256_or_si256, _mm256_set_epi8, _mm256_set1_epi8, _mm256_set1_epi16,
     _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sign_epi8,
-    _mm256_sll_epi16, _mm256_srl_epi16, _mm256_storeu_ps, _mm256_sub_epi32,
+    _mm256_sll_epi16, _mm256_sll_epi32, _mm256_srl_epi16, _mm256_storeu_ps, _mm256_sub_epi32,
 };
 
 use super::{LANES, Line, Machine, Work};
@@ -47,10 +47,9 @@ impl Machine for Avx2 {
     #[inline(always)]
     fn room(bits: u32) -> usize {
         match bits {
-            4 => 8,
             5 => 4,
             6 => 2,
-            // Widened as they come.
+            // 8-bit codes are widened as they come.
             _ => 8,
         }
     }
@@ -271,7 +270,7 @@ impl Machine for Avx2 {
             let sixteen = _mm_cvtsi32_si128(16);
             [bits, bits.add(8)].map(|bits| {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(bits.cast()));
-                _mm256_castsi256_ps(std::arch::x86_64::_mm256_sll_epi32(wide, sixteen))
+                _mm256_castsi256_ps(_mm256_sll_epi32(wide, sixteen))
             })
         }
     }

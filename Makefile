@@ -4,12 +4,12 @@ PYTHON ?= python3
 
 .PHONY: run models test test-rust test-clients lint docs bench
 
-# Fetch the encoder models, build, and serve them.
+# Fetch the models, build, and serve them.
 run: models
 	cargo run --release -- serve --models models
 
 models:
-	$(PYTHON) models/fetch.py encoders
+	$(PYTHON) models/fetch.py
 
 # Everything that can be tested here: Rust, and other people's clients against the built server.
 test: models test-rust test-clients

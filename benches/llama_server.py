@@ -183,24 +183,35 @@ class Load:
     async def client(self, end):
         connection = None
         while time.perf_counter() < end:
-            connection = connection or await asyncio.open_connection(self.host, int(self.port))
-            if not await self.complete(*connection):
+            request = self.request()
+            try:
+                connection = connection or await asyncio.open_connection(self.host, int(self.port))
+                keep = await self.complete(request, *connection)
+            except Closed:
+                # A server may end a connection that was kept; on a new one it owes an answer.
+                connection[1].close()
+                connection = await asyncio.open_connection(self.host, int(self.port))
+                keep = await self.complete(request, *connection)
+            if not keep:
                 connection[1].close()
                 connection = None
         if connection:
             connection[1].close()
 
-    async def complete(self, reader, writer):
-        """Streams one completion; returns whether the connection may be used again."""
+    def request(self):
         body = json.dumps({
             "model": self.model, "prompt": next(self.prompts), "max_tokens": self.options.tokens, "temperature": 0,
             "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
         }).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    async def complete(self, request, reader, writer):
+        """Streams one completion; returns whether the connection may be used again. Raises Closed."""
+        writer.write(request)
         stream = Stream(sent=time.perf_counter())
-        self.streams.append(stream)
         keep = await read_head(reader)
+        self.streams.append(stream)
         async for event in events(reader):
             came = time.perf_counter()
             if event == b"[DONE]":
@@ -245,9 +256,16 @@ def prompts(words, shared_words, seed):
         yield shared + " ".join(chance.choices(WORDS, k=words))
 
 
+class Closed(Exception):
+    """The server closed the connection instead of answering."""
+
+
 async def read_head(reader):
     """Reads status and headers; returns whether the server keeps the connection. Leaves unless all is well."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        raise Closed from error
     if " 200 " not in head.splitlines()[0]:
         sys.exit(f"the server answered {head}{(await reader.read(2000)).decode(errors='replace')}")
     if "transfer-encoding: chunked" not in head:

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Violation;
+use super::{Violation, manifest::is_inside};
 
 /// The numbers that keys and values are cached in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,9 @@ pub struct GenerateConfig {
     /// What weights are quantized to as they are loaded; unset leaves them as they are in the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize: Option<Quantize>,
+    /// A file with the chat template, beside the manifest, in place of the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
     /// Tokens generated at most where a request doesn't say; 0 for what the context leaves.
     pub default_max_tokens: u32,
 }
@@ -73,6 +76,7 @@ impl Default for GenerateConfig {
             cache_type: CacheType::F16,
             share_prefixes: true,
             quantize: None,
+            chat_template: None,
             default_max_tokens: 0,
         }
     }
@@ -108,6 +112,14 @@ impl GenerateConfig {
             self.cache_mib,
             "1 to 1048576",
         )?;
+        if let Some(file) = &self.chat_template {
+            Violation::unless(
+                is_inside(file),
+                "generate.chat_template",
+                file,
+                "a relative path without '..'",
+            )?;
+        }
         Violation::unless(
             (self.max_running..=1 << 20).contains(&self.max_step_tokens),
             "generate.max_step_tokens",

@@ -3,6 +3,8 @@ FERRY_GRPC (host:port) and FERRY_HTTP (http://host:port)."""
 
 import json
 import os
+import time
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -13,6 +15,7 @@ import tritonclient.grpc
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = "minilm"
 DIMENSIONS = 384
+DECODER = "tiny-llama"  # random weights and a real tokenizer; 128 tokens of context
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +42,39 @@ def golden():
     """Expected texts, ids and embeddings of minilm."""
     path = ROOT / "tests" / "golden" / f"{MODEL}.json"
     return [case for case in json.loads(path.read_text())["cases"] if case["text"].strip()]
+
+
+@pytest.fixture(scope="session")
+def decoder_golden():
+    """Texts and conversations for DECODER with their ids, and the greedy ids and text that follow."""
+    return json.loads((ROOT / "tests" / "golden" / "decoders" / "llama.json").read_text())["cases"]
+
+
+def metric(name, **labels):
+    """One sample of the server's metrics."""
+    with urllib.request.urlopen(f"{os.environ['FERRY_HTTP']}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    wanted = [f'{key}="{value}"' for key, value in labels.items()]
+    (line,) = (line for line in lines if line.startswith(name + "{") and all(label in line for label in wanted))
+    return float(line.rpartition(" ")[2])
+
+
+def wait_until(condition, what, seconds=20.0):
+    """Asks again until it holds; time only bounds how long a failure takes."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def wait_until_idle(model=DECODER):
+    """Until nothing runs or waits, and no block of the cache is in use."""
+
+    def idle():
+        busy = sum(metric("ferry_sequences", model=model, state=state) for state in ("running", "waiting", "paused"))
+        return busy == 0 and metric("ferry_cache_blocks", model=model, state="used") == 0
+
+    wait_until(idle, f"{model} is still at work")
 
 
 def text_input(texts, name="TEXT"):

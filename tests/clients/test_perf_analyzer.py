@@ -4,7 +4,7 @@ import json
 
 import perf_tool
 import pytest
-from conftest import MODEL, texts
+from conftest import DECODER, MODEL, texts, wait_until_idle
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,15 @@ def test_its_string_data_works_where_every_input_is_text(perf_analyzer, address,
         "--string-data", "a boat on the water", "--concurrency-range", "2:2",
         model="tiny-bert-rerank",
     )
+
+
+def test_it_measures_a_decoupled_model(perf_analyzer, address, tmp_path):
+    sampling = json.dumps({"max_tokens": 16, "temperature": 0, "ignore_eos": True})
+    prompts = [{"text_input": [text], "stream": [True], "sampling_parameters": [sampling]} for text in texts(16)]
+    data = tmp_path / "prompts.json"
+    data.write_text(json.dumps({"data": prompts}))
+    measure(
+        perf_analyzer, address, tmp_path / "report.csv",
+        "--input-data", str(data), "--concurrency-range", "4:4", "--streaming", model=DECODER,
+    )
+    wait_until_idle()

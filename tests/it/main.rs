@@ -15,6 +15,7 @@ mod deadlines;
 mod decoders;
 mod drain;
 mod engine;
+mod engine_generation;
 mod errors;
 mod fetch;
 mod generate;

@@ -208,8 +208,8 @@ impl Runner {
                 } else {
                     Stage::Queue
                 };
-                active.fail(RequestError::DeadlineExceeded { stage });
                 self.note_end(now);
+                active.fail(RequestError::DeadlineExceeded { stage });
             }
         }
     }
@@ -380,8 +380,9 @@ impl Runner {
     fn end(&mut self, id: SequenceId, tell: impl FnOnce(&mut Active)) {
         self.scheduler.finish(id);
         if let Some(mut active) = self.sequences.remove(&id) {
-            tell(&mut active);
+            // First, so that whoever is told finds it gone.
             self.note_end(Instant::now());
+            tell(&mut active);
         }
     }
 

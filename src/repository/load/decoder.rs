@@ -1,6 +1,6 @@
 //! Loads a model that generates.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use candle_core::{Device, quantized::GgmlDType};
 
@@ -12,7 +12,10 @@ use crate::{
         continuous::{StepForward, StepOutput},
     },
     generation::{RowStatistics, SchedulerOptions},
-    models::{DecoderBatch, DecoderModel, DecoderOptions, DecoderRow, ForwardError, KvCache, StepLogits},
+    models::{
+        self, DecoderBatch, DecoderModel, DecoderOptions, DecoderRow, ForwardError, KvCache,
+        StepLogits,
+    },
     ops,
     repository::{Runner, ServedDecoder},
     text::GenerationText,
@@ -41,6 +44,10 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     let text = match gguf {
         Some(path) => read_gguf_text(&path)?,
         None => GenerationText::load(dir)?,
+    };
+    let text = match &settings.chat_template {
+        None => text,
+        Some(file) => with_template(text, model.dir.join(file))?,
     };
     let table = decoder.spec().vocabulary;
     if text.vocabulary() > table {
@@ -110,6 +117,13 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     })
 }
 
+/// Puts the manifest's chat template in place of the model's own.
+fn with_template(text: GenerationText, path: PathBuf) -> Result<GenerationText, LoadError> {
+    let source =
+        std::fs::read_to_string(&path).map_err(|source| models::LoadError::Io { path, source })?;
+    Ok(text.with_chat_template(&source)?)
+}
+
 /// Runs one step, with one pass over each row of its logits.
 fn step(
     decoder: &DecoderModel,
@@ -158,7 +172,11 @@ fn warm_up(forward: &mut StepForward, block_size: usize) -> Result<(), LoadError
             }],
             logit_tokens: vec![tokens - 1],
         })?;
-        if !output.statistics.iter().all(|row| row.log_sum_exp.is_finite()) {
+        if !output
+            .statistics
+            .iter()
+            .all(|row| row.log_sum_exp.is_finite())
+        {
             return Err(LoadError::NotFinite);
         }
     }

@@ -1,0 +1,224 @@
+//! The generation engine around a model that misbehaves: one sequence's fault harms no other, and
+//! nothing is lost.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use candle_core::{Device, Tensor};
+use ferry::{
+    batching::Priority,
+    engine::{
+        Departure, GenerationEngine, GenerationOptions,
+        continuous::{SequenceEvent, SequenceStream, SequenceWork, StepForward, StepOutput},
+    },
+    error::RequestError,
+    generation::{FinishReason, RowStatistics, SamplingParameters, SchedulerOptions},
+    models::{DecoderBatch, ForwardError, StepLogits},
+    telemetry::{Metrics, ModelStatistics},
+};
+
+const VOCABULARY: usize = 64;
+/// The model returns an error when it sees this token.
+const FAILS: u32 = 61;
+/// It panics at this one.
+const PANICS: u32 = 62;
+/// Its logits are not numbers after this one.
+const NOT_A_NUMBER: u32 = 63;
+
+/// The most likely next token is the one before plus one, up to 50, then 0.
+fn forward(batch: &DecoderBatch) -> Result<StepOutput, ForwardError> {
+    if batch.tokens.contains(&FAILS) {
+        return Err(ForwardError::Blocks("a token that fails".to_owned()));
+    }
+    assert!(!batch.tokens.contains(&PANICS), "a token that panics");
+    let mut logits = Vec::new();
+    let mut statistics = Vec::new();
+    for &at in &batch.logit_tokens {
+        let token = batch.tokens[at as usize];
+        let best = if token < 50 { token + 1 } else { 0 };
+        let level = if token == NOT_A_NUMBER { f32::NAN } else { 1.0 };
+        logits.extend((0..VOCABULARY as u32).map(|id| if id == best { 2.0 * level } else { level }));
+        statistics.push(RowStatistics {
+            argmax: best,
+            max: 2.0 * level,
+            log_sum_exp: level * (63.0 * 1f32.exp() + 2f32.exp()).ln(),
+        });
+    }
+    let shape = (batch.logit_tokens.len(), VOCABULARY);
+    let logits = StepLogits::new(Tensor::from_vec(logits, shape, &Device::Cpu)?);
+    Ok(StepOutput { logits, statistics })
+}
+
+fn start(forward: StepForward, blocks: usize) -> GenerationEngine {
+    let metrics = Metrics::new();
+    let options = GenerationOptions {
+        name: "counting".to_owned(),
+        scheduler: SchedulerOptions {
+            block_size: 8,
+            blocks,
+            max_step_tokens: 64,
+            max_running: 32,
+            max_waiting: 64,
+            max_sequence_tokens: 512,
+            max_prompt_logits: 16,
+            share_prefixes: true,
+        },
+        metrics: metrics.model("counting", "1"),
+        generation_metrics: metrics.generation("counting", "1"),
+        statistics: Arc::new(ModelStatistics::new(32)),
+    };
+    GenerationEngine::start(options, forward).unwrap()
+}
+
+fn work(prompt: &[u32], tokens: u32) -> SequenceWork {
+    SequenceWork {
+        prompt: prompt.to_vec(),
+        max_new_tokens: tokens,
+        sampling: SamplingParameters {
+            temperature: 0.0,
+            ..SamplingParameters::default()
+        },
+        seed: 0,
+        stop_tokens: Arc::from([40]),
+        constraint: None,
+        score_prompt: false,
+    }
+}
+
+fn departure() -> Departure {
+    Departure {
+        deadline: None,
+        priority: Priority::NORMAL,
+        tenant: Arc::from(""),
+    }
+}
+
+fn submit(engine: &GenerationEngine, prompt: &[u32], tokens: u32) -> SequenceStream {
+    let streams = engine.submit(vec![work(prompt, tokens)], &departure(), Instant::now());
+    streams.unwrap().remove(0)
+}
+
+async fn gather(mut stream: SequenceStream) -> (Vec<u32>, Result<FinishReason, RequestError>) {
+    let mut tokens = Vec::new();
+    while let Some(event) = stream.next().await {
+        match event {
+            SequenceEvent::Prompt(_) => {}
+            SequenceEvent::Token(token) => tokens.push(token.id),
+            SequenceEvent::Finished(reason) => return (tokens, Ok(reason)),
+            SequenceEvent::Failed(error) => return (tokens, Err(error)),
+        }
+    }
+    panic!("a stream ended without saying how");
+}
+
+#[tokio::test]
+async fn a_sequence_that_breaks_the_model_fails_alone() {
+    let engine = start(Box::new(|batch| forward(batch)), 64);
+    let good = submit(&engine, &[3, 4, 5], 10);
+    let fails = submit(&engine, &[3, FAILS], 10);
+    let panics = submit(&engine, &[PANICS, 5], 10);
+    let nan = submit(&engine, &[7, NOT_A_NUMBER], 10);
+    let other = submit(&engine, &[20], 4);
+
+    let (tokens, end) = gather(good).await;
+    assert_eq!(tokens, (6..16).collect::<Vec<u32>>());
+    assert_eq!(end, Ok(FinishReason::Length));
+    assert_eq!(gather(other).await.0, [21, 22, 23, 24]);
+    for (stream, said) in [
+        (fails, "a token that fails"),
+        (panics, "a token that panics"),
+        (nan, "not finite"),
+    ] {
+        let (tokens, end) = gather(stream).await;
+        assert!(tokens.is_empty());
+        let error = end.unwrap_err();
+        assert!(matches!(error, RequestError::Internal { .. }));
+        assert!(error.to_string().contains(said), "{error}");
+    }
+    assert_eq!(engine.sequences(), 0);
+}
+
+#[tokio::test]
+async fn a_stop_token_is_told_and_ends_the_sequence() {
+    let engine = start(Box::new(|batch| forward(batch)), 64);
+    let (tokens, end) = gather(submit(&engine, &[37], 100)).await;
+    assert_eq!(tokens, [38, 39, 40]);
+    assert_eq!(end, Ok(FinishReason::StopToken { token: 40 }));
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_pauses_its_own_sequence_and_misses_nothing() {
+    let steps = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&steps);
+    let engine = start(
+        Box::new(move |batch| {
+            counted.fetch_add(1, SeqCst);
+            forward(batch)
+        }),
+        256,
+    );
+    let mut work = work(&[50], 300);
+    work.stop_tokens = Arc::from([]);
+    let mut stuck = engine.submit(vec![work], &departure(), Instant::now()).unwrap();
+    // Others run through while this one is not read.
+    for _ in 0..20 {
+        assert_eq!(gather(submit(&engine, &[1], 20)).await.0.len(), 20);
+    }
+    // It ran until its stream was full, and then no further.
+    let before = steps.load(SeqCst);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(steps.load(SeqCst), before, "steps are run for nobody");
+    let (tokens, end) = gather(stuck.remove(0)).await;
+    assert_eq!(end, Ok(FinishReason::Length));
+    let expected: Vec<u32> = (0..300).map(|at| at % 51).collect();
+    assert_eq!(tokens, expected);
+}
+
+#[tokio::test]
+async fn more_than_fit_are_refused_with_a_hint() {
+    let engine = start(Box::new(|batch| forward(batch)), 256);
+    let many = (0..200).map(|_| work(&[1], 5)).collect();
+    let error = engine.submit(many, &departure(), Instant::now()).unwrap_err();
+    assert!(matches!(error, RequestError::Overloaded { .. }), "{error}");
+    assert!(error.retry_after().is_some());
+    assert_eq!(engine.sequences(), 0);
+    assert_eq!(gather(submit(&engine, &[1], 5)).await.0.len(), 5);
+}
+
+#[tokio::test]
+async fn prompts_are_scored_across_chunks() {
+    let engine = start(Box::new(|batch| forward(batch)), 64);
+    let prompt: Vec<u32> = (0..45).collect();
+    let mut work = work(&prompt, 2);
+    work.score_prompt = true;
+    work.sampling.top_logprobs = 1;
+    let mut streams = engine.submit(vec![work], &departure(), Instant::now()).unwrap();
+    let Some(SequenceEvent::Prompt(scored)) = streams[0].next().await else {
+        panic!("the prompt comes first");
+    };
+    assert_eq!(scored.len(), 45);
+    assert_eq!(scored[0].logprob, None);
+    for (at, token) in scored.iter().enumerate().skip(1) {
+        assert_eq!(token.id as usize, at);
+        // Each is the most likely one after the one before.
+        assert_eq!(token.top[0].0, token.id);
+        assert!((token.logprob.unwrap() - token.top[0].1).abs() < 1e-6);
+    }
+    assert_eq!(gather(streams.remove(0)).await.0, [45, 46]);
+}
+
+#[tokio::test]
+async fn dropping_the_engine_lets_its_sequences_end() {
+    let engine = start(Box::new(|batch| forward(batch)), 64);
+    let streams: Vec<_> = (0..8).map(|at| submit(&engine, &[at], 20)).collect();
+    drop(engine);
+    for stream in streams {
+        let (tokens, end) = gather(stream).await;
+        assert_eq!((tokens.len(), end), (20, Ok(FinishReason::Length)));
+    }
+}

@@ -20,7 +20,7 @@ pub const MAX_STOP_STRINGS: usize = 16;
 pub const MAX_STOP_BYTES: usize = 1024;
 
 /// Stop strings that can't be looked for.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidStop {
     /// Too many.
     #[error("stop: found {found} strings; allowed: at most {MAX_STOP_STRINGS}")]

@@ -23,7 +23,8 @@ mod plan;
 mod testing;
 
 pub use decoder::{
-    DecoderBatch, DecoderModel, DecoderOptions, DecoderRow, DecoderSpec, KvCache, StepLogits,
+    DecoderBatch, DecoderModel, DecoderOptions, DecoderRow, DecoderSpec, DecoderSummary, KvCache,
+    StepLogits,
 };
 pub use encoder::{EncoderModel, LoadOptions};
 pub use error::{ForwardError, LoadError};

@@ -66,6 +66,11 @@ fn inspect_tells_what_a_model_is_made_of() {
     let output = ferry(&["inspect", "tiny-bert-embed", "--models", folder, "--json"]);
     let json: serde_json::Value = serde_json::from_str(&printed(&output)).unwrap();
     assert_eq!(json["task"], "embed");
+    let llama = super::support::fixture("decoders/llama");
+    let text = printed(&ferry(&["inspect", llama.to_str().unwrap()]));
+    for part in ["Llama, 2 layers", "128", "bytes a token", "F32"] {
+        assert!(text.contains(part), "{part} not in {text}");
+    }
     let output = ferry(&["inspect", "nobody", "--models", folder]);
     assert!(refused(&output).contains("tiny-bert-embed"));
 }

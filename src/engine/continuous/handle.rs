@@ -143,7 +143,7 @@ impl GenerationEngine {
         Err(RequestError::DeadlineUnreachable {
             needed,
             left,
-            retry_after: needed - left,
+            retry_after: needed.saturating_sub(left),
         })
     }
 

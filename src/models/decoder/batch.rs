@@ -62,7 +62,11 @@ impl DecoderBatch {
         if in_rows != tokens {
             return Err(ForwardError::RowSum { in_rows, tokens });
         }
-        match self.logit_tokens.iter().find(|&&token| token as usize >= tokens) {
+        match self
+            .logit_tokens
+            .iter()
+            .find(|&&token| token as usize >= tokens)
+        {
             Some(&token) => Err(ForwardError::LogitToken { token, tokens }),
             None => Ok(()),
         }

@@ -42,7 +42,11 @@ impl Layer {
             Some([q, k]) => (Some(norm(q)?), Some(norm(k)?)),
             None => (None, None),
         };
-        let post_attention = plan.post_attention_norm.as_ref().map(&mut norm).transpose()?;
+        let post_attention = plan
+            .post_attention_norm
+            .as_ref()
+            .map(&mut norm)
+            .transpose()?;
         let post_feed = plan.post_feed_norm.as_ref().map(&mut norm).transpose()?;
         let feed_norm = norm(&plan.feed_norm)?;
         Ok(Self {

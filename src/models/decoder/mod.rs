@@ -14,6 +14,7 @@ pub mod batch;
 pub mod cache;
 pub mod rope;
 pub mod spec;
+pub mod summary;
 
 mod layer;
 mod logits;
@@ -42,6 +43,7 @@ pub use batch::{DecoderBatch, DecoderRow};
 pub use cache::KvCache;
 pub use logits::StepLogits;
 pub use spec::{Architecture, DecoderSpec};
+pub use summary::DecoderSummary;
 pub(super) use weights::Source;
 
 /// How to load a decoder.
@@ -116,7 +118,14 @@ impl DecoderModel {
                 Some(local) if spec.uses_local_rope(index) => local,
                 _ => &rope,
             };
-            layers.push(Layer::load(plan, &spec, index, rope, next_norm, &mut loader)?);
+            layers.push(Layer::load(
+                plan,
+                &spec,
+                index,
+                rope,
+                next_norm,
+                &mut loader,
+            )?);
         }
         Ok(Self {
             embedding,
@@ -193,12 +202,7 @@ impl DecoderModel {
         Ok(rayon::scope(|_| self.run(batch, &rows, cache))?)
     }
 
-    fn run(
-        &self,
-        batch: &DecoderBatch,
-        rows: &PagedRows,
-        cache: &KvCache,
-    ) -> DeviceResult<Tensor> {
+    fn run(&self, batch: &DecoderBatch, rows: &PagedRows, cache: &KvCache) -> DeviceResult<Tensor> {
         let Some((last, layers)) = self.layers.split_last() else {
             bail!("a decoder has at least one layer");
         };
@@ -208,7 +212,9 @@ impl DecoderModel {
         if caches.len() != layers.len() {
             bail!("the cache is of another model");
         }
-        let x = self.embedding.rows(&batch.tokens, self.spec.embedding_scale)?;
+        let x = self
+            .embedding
+            .rows(&batch.tokens, self.spec.embedding_scale)?;
         let mut normed = self.first_norm.apply(&x)?;
         for (layer, cache) in layers.iter().zip(caches) {
             let attended = layer.attend(&normed, cache, rows)?;
@@ -218,7 +224,12 @@ impl DecoderModel {
         if batch.logit_tokens.is_empty() {
             return self.no_logits();
         }
-        let normed = if batch.logit_tokens.iter().copied().eq(0..batch.tokens.len() as u32) {
+        let normed = if batch
+            .logit_tokens
+            .iter()
+            .copied()
+            .eq(0..batch.tokens.len() as u32)
+        {
             last.feed(&x, &attended)?
         } else {
             let wanted = batch.logit_tokens.as_slice();

@@ -44,7 +44,7 @@ pub(in crate::models) struct DecoderPlan {
 
 /// Who named the tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Naming {
+pub(in crate::models) enum Naming {
     /// llama.cpp.
     Gguf,
     /// transformers; what stands before the names of the backbone, and before that of the head.
@@ -134,7 +134,10 @@ impl LayerPlan {
         let gate_up: &[_] = if fused {
             &[(Part::GateUp, 2 * spec.intermediate)]
         } else {
-            &[(Part::Gate, spec.intermediate), (Part::Up, spec.intermediate)]
+            &[
+                (Part::Gate, spec.intermediate),
+                (Part::Up, spec.intermediate),
+            ]
         };
         let hidden = spec.hidden;
         let head_norm = |part| norm(part, spec.head_dim);
@@ -209,7 +212,10 @@ impl Part {
         match naming {
             Naming::Gguf => format!("blk.{index}.{}.{leaf}", self.gguf()),
             Naming::Transformers { backbone, .. } => {
-                format!("{backbone}layers.{index}.{}.{leaf}", self.transformers(spec))
+                format!(
+                    "{backbone}layers.{index}.{}.{leaf}",
+                    self.transformers(spec)
+                )
             }
         }
     }

@@ -104,7 +104,8 @@ impl RopeSpec {
                 let last = (self.dimensions - 1) as f64;
                 let first = pair(*beta_fast).floor().max(0.0);
                 let end = pair(*beta_slow).ceil().min(last);
-                let width = if end == first { 0.001 } else { end - first };
+                // Not 0 where both fall on one pair; the same little that transformers takes.
+                let width = if end > first { end - first } else { 0.001 };
                 let stretched = ((i as f64 - first) / width).clamp(0.0, 1.0);
                 f * (1.0 - stretched + stretched / factor)
             }
@@ -160,7 +161,10 @@ mod tests {
         let linear = spec(RopeScaling::Linear { factor: 4.0 }).frequencies();
         close(&linear, &[0.25, 0.025, 0.0025, 0.000_25]);
         let factors = RopeScaling::Factors(vec![1.0, 2.0, 4.0, 8.0]);
-        close(&spec(factors).frequencies(), &[1.0, 0.05, 0.0025, 0.000_125]);
+        close(
+            &spec(factors).frequencies(),
+            &[1.0, 0.05, 0.0025, 0.000_125],
+        );
     }
 
     #[test]

@@ -62,7 +62,9 @@ impl Reader<'_> {
         let hidden = self.required("embedding_length", HIDDEN)?;
         let layers = self.required("block_count", LAYERS)?;
         let heads = self.required("attention.head_count", HEADS)?;
-        let kv_heads = self.count("attention.head_count_kv", HEADS)?.unwrap_or(heads);
+        let kv_heads = self
+            .count("attention.head_count_kv", HEADS)?
+            .unwrap_or(heads);
         if heads % kv_heads != 0 {
             let supported = format!("a divisor of the head count, {heads}");
             return Err(self.unsupported("attention.head_count_kv", &supported));
@@ -72,7 +74,11 @@ impl Reader<'_> {
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => return Err(self.unsupported("attention.key_length", "a whole number")),
         };
-        if self.count("attention.value_length", HEAD_DIM)?.unwrap_or(head_dim) != head_dim {
+        if self
+            .count("attention.value_length", HEAD_DIM)?
+            .unwrap_or(head_dim)
+            != head_dim
+        {
             let supported = format!("the length of keys, {head_dim}");
             return Err(self.unsupported("attention.value_length", &supported));
         }
@@ -185,7 +191,9 @@ impl Reader<'_> {
         head_dim: usize,
         context: usize,
     ) -> Result<(RopeSpec, Option<RopeSpec>), LoadError> {
-        let dimensions = self.count("rope.dimension_count", 2..=head_dim)?.unwrap_or(head_dim);
+        let dimensions = self
+            .count("rope.dimension_count", 2..=head_dim)?
+            .unwrap_or(head_dim);
         if dimensions % 2 != 0 {
             return Err(self.unsupported("rope.dimension_count", "an even number"));
         }
@@ -211,7 +219,9 @@ impl Reader<'_> {
     }
 
     fn scale(&self, spec: &mut RopeSpec, context: usize) -> Result<(), LoadError> {
-        let magnitude = self.number("rope.scaling.attn_factor", POSITIVE)?.unwrap_or(1.0) as f32;
+        let magnitude = self
+            .number("rope.scaling.attn_factor", POSITIVE)?
+            .unwrap_or(1.0) as f32;
         let original = self.count("rope.scaling.original_context_length", POSITIONS)?;
         spec.magnitude = magnitude;
         let pairs = spec.dimensions / 2;
@@ -282,7 +292,9 @@ impl Reader<'_> {
     fn eos_tokens(&self) -> Result<Vec<u32>, LoadError> {
         let mut tokens = Vec::new();
         for kind in ["eos", "eot", "eom"] {
-            let token = self.metadata.u32(&format!("tokenizer.ggml.{kind}_token_id"))?;
+            let token = self
+                .metadata
+                .u32(&format!("tokenizer.ggml.{kind}_token_id"))?;
             tokens.extend(token.filter(|token| !tokens.contains(token)));
         }
         Ok(tokens)
@@ -311,14 +323,11 @@ impl Reader<'_> {
             return Ok(None);
         };
         let count = usize::try_from(count).ok();
-        match count.filter(|count| range.contains(count)) {
-            Some(count) => Ok(Some(count)),
-            None => {
-                let (least, most) = (range.start(), range.end());
-                let supported = format!("a whole number from {least} to {most}");
-                Err(self.unsupported(key, &supported))
-            }
+        if let Some(count) = count.filter(|count| range.contains(count)) {
+            return Ok(Some(count));
         }
+        let (least, most) = (range.start(), range.end());
+        Err(self.unsupported(key, &format!("a whole number from {least} to {most}")))
     }
 
     fn number(&self, key: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, LoadError> {
@@ -365,8 +374,14 @@ mod tests {
     #[test]
     fn each_family_has_its_switches() -> Result<(), LoadError> {
         let llama = read(&writer("llama"), Some(1000))?;
-        assert_eq!((llama.vocabulary, llama.head_dim, llama.context_length), (10, 16, 1000));
-        assert_eq!((llama.rope.style, llama.rope.base), (RopeStyle::Interleaved, 1e4));
+        assert_eq!(
+            (llama.vocabulary, llama.head_dim, llama.context_length),
+            (10, 16, 1000)
+        );
+        assert_eq!(
+            (llama.rope.style, llama.rope.base),
+            (RopeStyle::Interleaved, 1e4)
+        );
         assert!(llama.tied_embeddings && !llama.qkv_bias);
         assert_eq!(llama.eos_tokens, [2, 5]);
 
@@ -374,9 +389,15 @@ mod tests {
         let qwen2 = read(&qwen2, None)?;
         assert!(qwen2.qkv_bias && qwen2.rope.style == RopeStyle::HalfSplit);
 
-        let gemma2 = read(&writer("gemma2").u32("gemma2.attention.sliding_window", 8), None)?;
+        let gemma2 = read(
+            &writer("gemma2").u32("gemma2.attention.sliding_window", 8),
+            None,
+        )?;
         assert_eq!(gemma2.windows[..3], [Some(8), None, Some(8)]);
-        assert_eq!((gemma2.attention_softcap, gemma2.logit_softcap), (Some(50.0), Some(30.0)));
+        assert_eq!(
+            (gemma2.attention_softcap, gemma2.logit_softcap),
+            (Some(50.0), Some(30.0))
+        );
         assert_eq!((gemma2.norm_offset, gemma2.embedding_scale), (0.0, 8.0));
 
         let gemma3 = writer("gemma3")
@@ -409,27 +430,54 @@ mod tests {
         for (limit, factor) in [(None, 4.0), (Some(1024), 1.5)] {
             let spec = read(&phi3, limit)?;
             assert_eq!(spec.rope.scaling, RopeScaling::Factors(vec![factor; 8]));
-            assert_eq!(spec.rope.magnitude, 1.25);
+            assert_eq!(spec.rope.magnitude.to_bits(), 1.25_f32.to_bits());
         }
         let wrong = writer("llama").f32_tensor("rope_freqs.weight", &[7], &[2.0; 7]);
         assert!(matches!(read(&wrong, None), Err(LoadError::Shape { .. })));
         let zero = writer("llama").f32_tensor("rope_freqs.weight", &[8], &[0.0; 8]);
-        assert!(matches!(read(&zero, None), Err(LoadError::NonFinite { .. })));
+        assert!(matches!(
+            read(&zero, None),
+            Err(LoadError::NonFinite { .. })
+        ));
         Ok(())
     }
 
     #[test]
     fn hostile_values_are_refused_with_their_key() {
         let cases = [
-            ("general.architecture", GgufWriter::new().string(ARCHITECTURE, "mamba")),
+            (
+                "general.architecture",
+                GgufWriter::new().string(ARCHITECTURE, "mamba"),
+            ),
             ("general.architecture", GgufWriter::new()),
-            ("llama.embedding_length", GgufWriter::new().string(ARCHITECTURE, "llama")),
-            ("llama.expert_count", writer("llama").u32("llama.expert_count", 8)),
-            ("llama.attention.key_length", writer("llama").u32("llama.attention.key_length", 0)),
-            ("llama.attention.value_length", writer("llama").u32("llama.attention.value_length", 8)),
-            ("llama.rope.dimension_count", writer("llama").u32("llama.rope.dimension_count", 17)),
-            ("llama.rope.freq_base", writer("llama").f32("llama.rope.freq_base", f32::NAN)),
-            ("llama.rope.scaling.type", writer("llama").string("llama.rope.scaling.type", "x")),
+            (
+                "llama.embedding_length",
+                GgufWriter::new().string(ARCHITECTURE, "llama"),
+            ),
+            (
+                "llama.expert_count",
+                writer("llama").u32("llama.expert_count", 8),
+            ),
+            (
+                "llama.attention.key_length",
+                writer("llama").u32("llama.attention.key_length", 0),
+            ),
+            (
+                "llama.attention.value_length",
+                writer("llama").u32("llama.attention.value_length", 8),
+            ),
+            (
+                "llama.rope.dimension_count",
+                writer("llama").u32("llama.rope.dimension_count", 17),
+            ),
+            (
+                "llama.rope.freq_base",
+                writer("llama").f32("llama.rope.freq_base", f32::NAN),
+            ),
+            (
+                "llama.rope.scaling.type",
+                writer("llama").string("llama.rope.scaling.type", "x"),
+            ),
             (
                 "llama.attention.sliding_window_pattern",
                 writer("llama").strings("llama.attention.sliding_window_pattern", &["a"]),

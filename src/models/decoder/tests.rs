@@ -53,7 +53,10 @@ fn golden(name: &str) -> Vec<Golden> {
     let json: Value = serde_json::from_str(&text).expect(name);
     let row = |row: &Value| -> Vec<f32> {
         let values = row.as_array().expect("a row");
-        values.iter().map(|x| x.as_f64().expect("a number") as f32).collect()
+        values
+            .iter()
+            .map(|x| x.as_f64().expect("a number") as f32)
+            .collect()
     };
     let rows = |rows: &Value| Some(rows.as_array()?.iter().map(row).collect());
     let cases = json["cases"].as_array().expect("cases");
@@ -76,7 +79,9 @@ fn blocks(first: u32, count: usize) -> Vec<u32> {
 /// Logits after the last `wanted` tokens of one sequence, given in steps of `chunk` tokens.
 fn logits(model: &DecoderModel, ids: &[u32], wanted: usize, chunk: usize) -> Vec<Vec<f32>> {
     let count = ids.len().div_ceil(BLOCK_SIZE);
-    let cache = model.new_cache(count + 3, BLOCK_SIZE, CacheType::F32).expect("a cache");
+    let cache = model
+        .new_cache(count + 3, BLOCK_SIZE, CacheType::F32)
+        .expect("a cache");
     let mut rows = Vec::new();
     for (index, tokens) in ids.chunks(chunk).enumerate() {
         let first = index * chunk;
@@ -101,7 +106,11 @@ fn distance(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let pairs = found.iter().flatten().zip(expected.iter().flatten());
     pairs.map(|(a, b)| (a - b).abs()).fold(0.0, |most, d| {
-        if d.is_nan() { f32::INFINITY } else { most.max(d) }
+        if d.is_nan() {
+            f32::INFINITY
+        } else {
+            most.max(d)
+        }
     })
 }
 
@@ -111,7 +120,11 @@ fn every_family_answers_as_transformers_does() {
         let model = load(name, &DecoderOptions::default());
         for case in golden(name) {
             let long = case.long.is_some() && case.short_factors;
-            let expected = if long { case.long.as_ref().expect("long") } else { &case.logits };
+            let expected = if long {
+                case.long.as_ref().expect("long")
+            } else {
+                &case.logits
+            };
             let found = logits(&model, &case.ids, expected.len(), usize::MAX);
             let off = distance(&found, expected);
             println!("{name} {} tokens: {off:e}", case.ids.len());
@@ -127,9 +140,14 @@ fn a_short_context_takes_the_short_factors() {
         ..DecoderOptions::default()
     };
     let model = load("phi3-longrope", &options);
-    let case = golden("phi3-longrope").into_iter().find(|case| case.short_factors);
+    let case = golden("phi3-longrope")
+        .into_iter()
+        .find(|case| case.short_factors);
     let case = case.expect("a short row");
-    let off = distance(&logits(&model, &case.ids, case.logits.len(), 100), &case.logits);
+    let off = distance(
+        &logits(&model, &case.ids, case.logits.len(), 100),
+        &case.logits,
+    );
     assert!(off < 1e-3, "{off}");
 }
 
@@ -154,7 +172,9 @@ fn a_sequence_in_steps_is_the_sequence_in_one() {
 fn sequences_in_one_batch_do_not_see_each_other() {
     for name in ALL {
         let model = load(name, &DecoderOptions::default());
-        let cache = model.new_cache(64, BLOCK_SIZE, CacheType::F32).expect("a cache");
+        let cache = model
+            .new_cache(64, BLOCK_SIZE, CacheType::F32)
+            .expect("a cache");
         let (a, b): (Vec<u32>, Vec<u32>) = ((3..25).collect(), (40..57).rev().collect());
         let row = |first: usize, tokens: usize, block: u32| DecoderRow {
             first_position: first as u32,
@@ -195,14 +215,20 @@ fn quantizing_at_load_takes_less_memory_and_changes_little() {
             ..DecoderOptions::default()
         };
         let quantized = load(name, &options);
-        assert!(2 * quantized.memory_bytes() < dense.memory_bytes(), "{name}");
+        assert!(
+            2 * quantized.memory_bytes() < dense.memory_bytes(),
+            "{name}"
+        );
         assert_eq!(quantized.parameters(), dense.parameters());
         let ids: Vec<u32> = (3..20).collect();
         let [a, b] = [&dense, &quantized].map(|model| logits(model, &ids, 17, usize::MAX));
         let spread = a.iter().flatten().fold(0f32, |most, x| most.max(x.abs()));
         let off = distance(&a, &b);
         println!("{name}: off by {off} of {spread}");
-        assert!(off > 0.0 && off < 0.15 * spread, "{name}: {off} of {spread}");
+        assert!(
+            off > 0.0 && off < 0.15 * spread,
+            "{name}: {off} of {spread}"
+        );
     }
 }
 
@@ -234,27 +260,35 @@ fn converted(name: &str, model: &DecoderModel) -> GgufWriter {
         panic!("{name} is of safetensors");
     };
     let plans = (source.plan(spec), DecoderPlan::new(spec, Naming::Gguf));
-    plans.0.tensors().zip(plans.1.tensors()).fold(writer, |writer, (from, to)| {
-        let mut values = checkpoint.values(&from.name).expect("values");
-        if to.name.ends_with("norm.weight") {
-            for value in &mut values {
-                *value += spec.norm_offset;
+    plans
+        .0
+        .tensors()
+        .zip(plans.1.tensors())
+        .fold(writer, |writer, (from, to)| {
+            let mut values = checkpoint.values(&from.name).expect("values");
+            if to.name.ends_with("norm.weight") {
+                for value in &mut values {
+                    *value += spec.norm_offset;
+                }
             }
-        }
-        if interleaved && [".attn_q.", ".attn_k."].iter().any(|part| to.name.contains(part)) {
-            // Pairs that are half a head apart come to lie side by side.
-            let width = to.shape.get(1).copied().unwrap_or(1);
-            let heads = values.chunks_exact(spec.head_dim * width);
-            values = heads
-                .flat_map(|head| {
-                    let half = spec.head_dim / 2;
-                    let order = (0..spec.head_dim).map(move |i| i % 2 * half + i / 2);
-                    order.flat_map(|row| head[row * width..][..width].to_vec())
-                })
-                .collect();
-        }
-        writer.f32_tensor(&to.name, &to.shape, &values)
-    })
+            if interleaved
+                && [".attn_q.", ".attn_k."]
+                    .iter()
+                    .any(|part| to.name.contains(part))
+            {
+                // Pairs that are half a head apart come to lie side by side.
+                let width = to.shape.get(1).copied().unwrap_or(1);
+                let heads = values.chunks_exact(spec.head_dim * width);
+                values = heads
+                    .flat_map(|head| {
+                        let half = spec.head_dim / 2;
+                        let order = (0..spec.head_dim).map(move |i| i % 2 * half + i / 2);
+                        order.flat_map(|row| head[row * width..][..width].to_vec())
+                    })
+                    .collect();
+            }
+            writer.f32_tensor(&to.name, &to.shape, &values)
+        })
 }
 
 fn metadata(spec: &DecoderSpec) -> (GgufWriter, bool) {
@@ -303,7 +337,11 @@ fn metadata(spec: &DecoderSpec) -> (GgufWriter, bool) {
                 .u32(&key("rope.scaling.original_context_length"), 16)
                 .f32(&key("rope.scaling.attn_factor"), spec.rope.magnitude)
                 .f32_tensor("rope_factors_long.weight", &[long.len()], long)
-                .f32_tensor("rope_factors_short.weight", &[long.len()], &vec![1.0; long.len()]);
+                .f32_tensor(
+                    "rope_factors_short.weight",
+                    &[long.len()],
+                    &vec![1.0; long.len()],
+                );
         }
         // The converter writes how much each frequency is stretched.
         RopeScaling::Llama3 { .. } => {
@@ -323,9 +361,32 @@ fn metadata(spec: &DecoderSpec) -> (GgufWriter, bool) {
 }
 
 #[test]
+fn a_summary_is_read_from_headers_alone() -> Result<(), Box<dyn std::error::Error>> {
+    let summary = DecoderSummary::read(&fixture("llama-scaled"))?;
+    let model = load("llama-scaled", &DecoderOptions::default());
+    assert_eq!(summary.spec?, *model.spec());
+    assert_eq!(summary.parameters, model.parameters());
+
+    let dir = TempDir::new()?;
+    let path = dir.path().join("model.gguf");
+    let (writer, _) = metadata(model.spec());
+    writer.tensor("iq", &[1, 256], 23, &[0; 136]).write(&path)?;
+    let summary = DecoderSummary::read(dir.path())?;
+    assert_eq!(
+        summary.types().into_iter().collect::<Vec<_>>(),
+        [("F32", 1), ("IQ4_XS", 1)]
+    );
+    let error = summary.spec.expect_err("no embeddings");
+    assert!(error.to_string().contains("token_embd.weight"), "{error}");
+    Ok(())
+}
+
+#[test]
 fn batches_that_contradict_themselves_are_errors() {
     let model = load("llama", &DecoderOptions::default());
-    let cache = model.new_cache(4, BLOCK_SIZE, CacheType::F16).expect("a cache");
+    let cache = model
+        .new_cache(4, BLOCK_SIZE, CacheType::F16)
+        .expect("a cache");
     let row = |first_position, tokens, blocks: &[u32]| DecoderRow {
         first_position,
         tokens,
@@ -337,16 +398,32 @@ fn batches_that_contradict_themselves_are_errors() {
             rows: rows.to_vec(),
             logit_tokens: logit_tokens.to_vec(),
         };
-        model.forward(&batch, &cache).map(|logits| logits.dims().to_vec())
+        model
+            .forward(&batch, &cache)
+            .map(|logits| logits.dims().to_vec())
     };
     assert!(run(&[], &[], &[]).is_ok_and(|dims| dims == [0, 320]));
     assert!(run(&[1, 2], &[row(0, 2, &[0])], &[1, 0, 1]).is_ok_and(|dims| dims == [3, 320]));
     let error = run(&[1, 2], &[row(0, 2, &[0]), row(0, 0, &[1])], &[]);
     assert!(matches!(error, Err(ForwardError::EmptyRow { row: 1 })));
     let error = run(&[1, 320], &[row(0, 1, &[0]), row(0, 1, &[1])], &[]);
-    assert!(matches!(error, Err(ForwardError::Token { row: 1, token: 320, .. })));
+    assert!(matches!(
+        error,
+        Err(ForwardError::Token {
+            row: 1,
+            token: 320,
+            ..
+        })
+    ));
     let error = run(&[1], &[row(128, 1, &[0])], &[]);
-    assert!(matches!(error, Err(ForwardError::TooLong { len: 129, max: 128, .. })));
+    assert!(matches!(
+        error,
+        Err(ForwardError::TooLong {
+            len: 129,
+            max: 128,
+            ..
+        })
+    ));
     let error = run(&[1], &[row(u32::MAX, 1, &[0])], &[]);
     assert!(matches!(error, Err(ForwardError::TooLong { .. })));
     for tokens in [1, 3] {
@@ -354,7 +431,13 @@ fn batches_that_contradict_themselves_are_errors() {
         assert!(matches!(error, Err(ForwardError::RowSum { .. })));
     }
     let error = run(&[1, 2], &[row(0, 2, &[0])], &[2]);
-    assert!(matches!(error, Err(ForwardError::LogitToken { token: 2, tokens: 2 })));
+    assert!(matches!(
+        error,
+        Err(ForwardError::LogitToken {
+            token: 2,
+            tokens: 2
+        })
+    ));
     for wrong in [&[][..], &[4], &[u32::MAX]] {
         let error = run(&[1], &[row(0, 1, wrong)], &[0]);
         assert!(matches!(error, Err(ForwardError::Blocks(_))), "{wrong:?}");
@@ -375,7 +458,9 @@ fn a_cache_takes_what_it_says() {
     // Keys and values of two layers, two heads of eight features, f16.
     let bytes = KvCache::bytes_per_block(model.spec(), BLOCK_SIZE, CacheType::F16);
     assert_eq!(bytes, 2 * 2 * 2 * 8 * BLOCK_SIZE * 2);
-    let cache = model.new_cache(3, BLOCK_SIZE, CacheType::F16).expect("a cache");
+    let cache = model
+        .new_cache(3, BLOCK_SIZE, CacheType::F16)
+        .expect("a cache");
     assert_eq!((cache.blocks(), cache.block_size()), (3, BLOCK_SIZE));
 }
 
@@ -396,13 +481,19 @@ fn load_errors_name_the_tensor() -> Result<(), Box<dyn std::error::Error>> {
     let ones = vec![1.0; table[0] * table[1]];
     let writer = writer.f32_tensor("token_embd.weight", &table, &ones);
     let error = load(writer);
-    assert!(error.contains("blk.0.attn_norm.weight") && error.contains("missing"), "{error}");
+    assert!(
+        error.contains("blk.0.attn_norm.weight") && error.contains("missing"),
+        "{error}"
+    );
     let (writer, _) = metadata(model.spec());
     let writer = writer
         .f32_tensor("token_embd.weight", &table, &ones)
         .f32_tensor("blk.0.attn_norm.weight", &[7], &[1.0; 7]);
     let error = load(writer);
-    assert!(error.contains("blk.0.attn_norm.weight") && error.contains("[7]"), "{error}");
+    assert!(
+        error.contains("blk.0.attn_norm.weight") && error.contains("[7]"),
+        "{error}"
+    );
     Ok(())
 }
 

@@ -73,9 +73,10 @@ impl Source {
         for tensor in plan.tensors() {
             let found = match self {
                 Self::Gguf(file) => file.tensors().get(&tensor.name).map(|info| &info.shape),
-                Self::Safetensors(_, checkpoint) => {
-                    checkpoint.entries().get(&tensor.name).map(|entry| &entry.shape)
-                }
+                Self::Safetensors(_, checkpoint) => checkpoint
+                    .entries()
+                    .get(&tensor.name)
+                    .map(|entry| &entry.shape),
             };
             let Some(found) = found else {
                 return Err(LoadError::MissingTensor {
@@ -214,14 +215,11 @@ impl<'a> Loader<'a> {
                 });
             }
         };
-        let head = match head {
-            Some(head) => self.projection(&plan(head))?,
-            None => {
-                let projection = side_by_side(vec![weight], None)?;
-                self.memory_bytes += bytes_of(&projection, &plan(table));
-                projection
-            }
-        };
+        if let Some(head) = head {
+            return Ok((embedding, self.projection(&plan(head))?));
+        }
+        let head = side_by_side(vec![weight], None)?;
+        self.memory_bytes += bytes_of(&head, &plan(table));
         Ok((embedding, head))
     }
 
@@ -235,7 +233,12 @@ impl<'a> Loader<'a> {
         }
         let values = self.values(plan)?;
         match self.quantize.and_then(|dtype| fitting(dtype, plan)) {
-            Some(dtype) => Ok(Weight::Quantized(quantize(&values, plan, dtype, self.device)?)),
+            Some(dtype) => Ok(Weight::Quantized(quantize(
+                &values,
+                plan,
+                dtype,
+                self.device,
+            )?)),
             None => Ok(Weight::Dense(self.dense(values, &plan.shape)?)),
         }
     }
@@ -292,7 +295,10 @@ fn bytes_of(projection: &Projection, plan: &ProjectionPlan) -> usize {
     match projection {
         Projection::Quantized(linear) => linear.memory_bytes(),
         Projection::Dense(_) => {
-            let values = plan.weights.iter().map(|plan| plan.shape.iter().product::<usize>());
+            let values = plan
+                .weights
+                .iter()
+                .map(|plan| plan.shape.iter().product::<usize>());
             4 * values.sum::<usize>()
         }
     }

@@ -229,7 +229,10 @@ mod tests {
                 .raw_tensor("culprit", &shape, kind, offset, &[0; 1024])
                 .bytes();
             let damage = refused(&bytes);
-            assert!(damage.contains("culprit") && damage.contains(reason), "{damage}");
+            assert!(
+                damage.contains("culprit") && damage.contains(reason),
+                "{damage}"
+            );
         }
     }
 
@@ -255,7 +258,9 @@ mod tests {
             let bytes = GgufWriter::new().u32("general.alignment", wrong).bytes();
             assert!(refused(&bytes).contains("alignment"), "{wrong}");
         }
-        assert!(refused(&GgufWriter::new().bool("general.alignment", true).bytes()).contains("number"));
+        assert!(
+            refused(&GgufWriter::new().bool("general.alignment", true).bytes()).contains("number")
+        );
     }
 
     #[test]

@@ -79,7 +79,9 @@ impl<'a> Cursor<'a> {
         let name = &self.bytes[range];
         if name.len() > most {
             let len = name.len();
-            return Err(format!("{what} at byte {at} has {len} bytes; up to {most} are allowed"));
+            return Err(format!(
+                "{what} at byte {at} has {len} bytes; up to {most} are allowed"
+            ));
         }
         std::str::from_utf8(name).map_err(|_| format!("{what} at byte {at} is not UTF-8"))
     }

@@ -130,7 +130,9 @@ impl ArrayValue {
                 }
             }
             // The count was held against the file, so this does not overflow.
-            _ => drop(cursor.skip(count * kind.least_bytes())?),
+            _ => {
+                cursor.skip(count * kind.least_bytes())?;
+            }
         }
         Ok(Self {
             kind,
@@ -304,9 +306,8 @@ impl<'a> Metadata<'a> {
         convert: impl Fn(&Value) -> Option<T>,
     ) -> Result<Option<T>, LoadError> {
         let value = self.values.get(key);
-        let value = value.map(|value| {
-            convert(value).ok_or_else(|| self.unsupported(key, expected))
-        });
+        let value =
+            value.map(|value| convert(value).ok_or_else(|| self.unsupported(key, expected)));
         value.transpose()
     }
 

@@ -22,8 +22,8 @@ pub(super) mod testing;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::{QStorage, QTensor};
 use candle_core::Device;
+use candle_core::quantized::{QStorage, QTensor};
 use memmap2::Mmap;
 
 use super::error::LoadError;

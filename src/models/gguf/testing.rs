@@ -95,11 +95,13 @@ impl GgufWriter {
     ) -> Self {
         text(&mut self.infos, name);
         self.infos.extend((shape.len() as u32).to_le_bytes());
-        self.infos.extend(shape.iter().flat_map(|v| v.to_le_bytes()));
+        self.infos
+            .extend(shape.iter().flat_map(|v| v.to_le_bytes()));
         self.infos.extend(kind.to_le_bytes());
         self.infos.extend(offset.to_le_bytes());
         self.tensors += 1;
-        self.data.resize(self.data.len().next_multiple_of(ALIGNMENT), 0);
+        self.data
+            .resize(self.data.len().next_multiple_of(ALIGNMENT), 0);
         self.data.extend(bytes);
         self
     }

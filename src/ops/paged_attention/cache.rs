@@ -12,6 +12,7 @@
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Tensor, WithDType, bail};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::vec::HalfBitsVecExt;
 
 /// Size of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,11 +74,26 @@ impl LayerCache {
             kv_heads,
             head_dim,
         } = *geometry;
-        let zeros = |shape| Tensor::zeros(shape, cache_type.dtype(), device);
         Ok(Self {
-            keys: zeros((blocks, kv_heads, head_dim, block_size))?,
-            values: zeros((blocks, kv_heads, block_size, head_dim))?,
+            keys: zeros(&[blocks, kv_heads, head_dim, block_size], cache_type, device)?,
+            values: zeros(&[blocks, kv_heads, block_size, head_dim], cache_type, device)?,
         })
+    }
+}
+
+/// A tensor of zeros. On the CPU the memory comes from the system as zeros, so that a cache takes
+/// only as much of it as was ever written to; `f16` itself would be written out, value by value.
+fn zeros(shape: &[usize], cache_type: CacheType, device: &Device) -> Result<Tensor> {
+    if !device.is_cpu() {
+        return Tensor::zeros(shape, cache_type.dtype(), device);
+    }
+    let count = shape.iter().product();
+    match cache_type {
+        CacheType::F32 => Tensor::from_vec(vec![0_f32; count], shape, device),
+        CacheType::F16 => {
+            let values: Vec<f16> = vec![0_u16; count].reinterpret_into();
+            Tensor::from_vec(values, shape, device)
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Continuations {
     /// Choices in all.
     pub choices: u32,
     /// Continuations of each prompt.
-    continuations: u32,
+    per_prompt: u32,
     running: FuturesUnordered<Pin<Box<dyn Future<Output = Step> + Send>>>,
     usage: Usage,
     /// Of each prompt, the fewest cached tokens that one of its continuations told: the first one's
@@ -49,7 +49,7 @@ impl Continuations {
         context: CallContext,
     ) -> Result<Self, RequestError> {
         let prompts = calls.len();
-        let continuations = calls.first().map_or(1, |call| call.continuations);
+        let per_prompt = calls.first().map_or(1, |call| call.continuations);
         let mut model = None;
         let mut usage = Usage::default();
         let running = FuturesUnordered::new();
@@ -63,8 +63,8 @@ impl Continuations {
         }
         Ok(Self {
             model: model.ok_or_else(|| RequestError::internal("a request without prompts"))?,
-            choices: prompts as u32 * continuations,
-            continuations,
+            choices: prompts as u32 * per_prompt,
+            per_prompt,
             running,
             usage,
             cached: vec![None; prompts],
@@ -82,7 +82,7 @@ impl Continuations {
                 Some(Ok(piece)) => {
                     self.running.push(step(prompt, generation));
                     self.count(prompt, &piece);
-                    let choice = prompt as u32 * self.continuations + piece.index;
+                    let choice = prompt as u32 * self.per_prompt + piece.index;
                     return Some(Ok((choice, piece)));
                 }
                 Some(Err(error)) => {

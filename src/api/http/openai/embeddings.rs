@@ -47,6 +47,7 @@ struct Embeddings<'a> {
 }
 
 #[derive(Serialize)]
+#[allow(clippy::struct_field_names, reason = "OpenAI's names")]
 struct Embedding {
     object: &'static str,
     index: usize,

@@ -111,20 +111,6 @@ impl<'a> Fields<'a> {
         self.entries.retain(|(name, _)| !names.contains(&name.as_str()));
     }
 
-    /// Takes everything that is left, as values.
-    ///
-    /// # Errors
-    /// [`RequestError::InvalidArgument`] when a value is nested too deeply.
-    pub fn rest(self) -> Result<serde_json::Map<String, serde_json::Value>, RequestError> {
-        let Self { prefix, entries } = self;
-        let kept = entries.into_iter().filter(|(_, raw)| raw.get() != "null");
-        kept.map(|(name, raw)| {
-            let path = format!("{prefix}{name}");
-            Ok((name, Field { path, raw }.read("a value of fewer levels")?))
-        })
-        .collect()
-    }
-
     /// Refuses what has not been taken. A null says nothing and passes.
     ///
     /// # Errors

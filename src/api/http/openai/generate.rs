@@ -14,7 +14,7 @@ use super::{
     errors::ApiError,
     output::{Envelope, Gathered, Surface, model_headers, new_id},
     parameters::GenerationRequest,
-    request::Incoming,
+    request::{Incoming, refuse},
 };
 use crate::{admission::Piece, api::grpc::Shared, error::RequestError};
 
@@ -32,7 +32,7 @@ pub async fn generate<S: Surface>(
     if prompts > most {
         let found = format!("{prompts} prompts");
         let error = RequestError::invalid("prompt", found, format_args!("1 to {most} prompts"));
-        return Err(incoming.refuse(&shared, error));
+        return Err(refuse(&shared, error));
     }
     for call in &mut request.calls {
         call.version.clone_from(&incoming.version);

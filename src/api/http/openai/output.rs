@@ -55,6 +55,7 @@ struct Head<'a> {
 
 /// Tokens that went in and came out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(clippy::struct_field_names, reason = "OpenAI's names")]
 pub struct Usage {
     /// Tokens of the prompts, each counted once however many continuations it has.
     pub prompt_tokens: u64,

@@ -212,6 +212,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::float_cmp, reason = "what is read is what was written")]
     fn every_parameter_is_read() {
         let (call, delivery) = read(
             r#"{"model":"m","temperature":0.5,"top_p":0.9,"top_k":40,"min_p":0.1,"typical_p":0.8,

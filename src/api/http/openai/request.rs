@@ -37,7 +37,7 @@ impl Incoming {
             let version = context::read(headers, "x-ferry-model-version", most)?;
             Ok((context, version.unwrap_or_default().to_owned()))
         });
-        let (context, version) = read.map_err(|error| count(shared, error))?;
+        let (context, version) = read.map_err(|error| refuse(shared, error))?;
         let body = read_body(headers, body, MAX_BODY_BYTES)
             .await
             .inspect_err(|_| shared.metrics.count_unrouted(Outcome::Invalid))?;
@@ -57,16 +57,12 @@ impl Incoming {
         shared: &Shared,
         read: impl FnOnce(&[u8]) -> Result<T, RequestError>,
     ) -> Result<T, ApiError> {
-        read(&self.body).map_err(|error| count(shared, error))
-    }
-
-    /// Counts a request that is refused before its model is known.
-    pub fn refuse(&self, shared: &Shared, error: RequestError) -> ApiError {
-        count(shared, error)
+        read(&self.body).map_err(|error| refuse(shared, error))
     }
 }
 
-fn count(shared: &Shared, error: RequestError) -> ApiError {
+/// Counts a request that is refused before its model is known.
+pub fn refuse(shared: &Shared, error: RequestError) -> ApiError {
     shared.metrics.count_unrouted(status::map(&error).outcome);
     error.into()
 }

@@ -1,0 +1,42 @@
+//! What an encoder tells of itself.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::Description;
+use crate::{cli::Failure, models::ModelSummary};
+
+/// Describes the encoder in `dir`, of which a row is asked to have `asked` tokens (0: all).
+pub(super) fn describe(dir: &Path, asked: usize) -> Result<Description, Failure> {
+    let summary = ModelSummary::read(dir)?;
+    let mut rows = vec![("architecture", summary.architectures.join(", "))];
+    match &summary.spec {
+        Ok(spec) => {
+            let encoder = format!(
+                "{}, {} layers, hidden {}, {} heads, feed-forward {}",
+                spec.model_type, spec.layers, spec.hidden, spec.heads, spec.intermediate
+            );
+            rows.push(("encoder", encoder));
+            rows.push(("vocabulary", spec.vocabulary.to_string()));
+            let allowed = spec.max_tokens();
+            let used = if asked == 0 { allowed } else { asked };
+            let tokens = format!("{used} a row (the model has {allowed} positions)");
+            rows.push(("tokens", tokens));
+        }
+        Err(error) => rows.push(("unsupported", error.to_string())),
+    }
+    Ok(Description {
+        rows,
+        json: json!({
+            "model_type": summary.model_type,
+            "architectures": summary.architectures,
+            "unsupported": summary.spec.as_ref().err().map(ToString::to_string),
+        }),
+        tensors: summary.tensors,
+        parameters: summary.parameters,
+        file_bytes: summary.file_bytes,
+        memory_bytes: summary.memory_bytes,
+        memory: "as f32, activations beside",
+    })
+}

@@ -125,13 +125,7 @@ impl Account {
     }
 
     /// Closes it with an answer.
-    pub fn answered(
-        self,
-        boarded: &Boarded,
-        queue: Duration,
-        execute: Duration,
-        output: Duration,
-    ) {
+    pub fn answered(self, boarded: &Boarded, queue: Duration, execute: Duration, output: Duration) {
         let times = boarded.times(queue, execute, output);
         tracing::debug!(
             model = self.model.name,

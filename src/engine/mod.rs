@@ -9,4 +9,6 @@ pub mod dynamic;
 mod panics;
 
 pub use continuous::{GenerationEngine, GenerationOptions};
-pub use dynamic::{Answers, Departure, Engine, EngineOptions, Forward, RowAnswer, RowWork, is_finite};
+pub use dynamic::{
+    Answers, Departure, Engine, EngineOptions, Forward, RowAnswer, RowWork, is_finite,
+};

@@ -7,7 +7,7 @@
 //!
 //! soft cap   x ← c · tanh(x / c)            Gemma 2 (arXiv:2408.00118)
 //! ```
-//! **Tiling.** A row is cut in chunks of [`CHUNK`] values, which are the tasks: a chunk's maximum,
+//! **Tiling.** A row is cut in chunks of `CHUNK` values, which are the tasks: a chunk's maximum,
 //! then its sum against that maximum while it lies in L1. So memory is read once. The chunks of a
 //! row are put together in their order, whichever thread had them.
 

@@ -13,7 +13,7 @@
 //! (arXiv:2402.13753) put on the result. Dimensions past `rotary` stay as they are.
 //!
 //! The angle is the f32 product `position · fᵢ`, as transformers computes it; its sine and cosine
-//! are taken in f64 and rounded. They are kept in tables of [`CHUNK`] positions, each filled when
+//! are taken in f64 and rounded. They are kept in tables of `CHUNK` positions, each filled when
 //! a position in it is first used, so that a long context costs memory only when it comes.
 
 use std::sync::OnceLock;

@@ -93,7 +93,10 @@ impl GenerationFamilies {
     pub(super) fn model(&self, model: &str, version: &str) -> GenerationMetrics {
         let labels = &[model, version];
         let sequences = |state| self.sequences.with_label_values(&[model, version, state]);
-        let blocks = |state| self.cache_blocks.with_label_values(&[model, version, state]);
+        let blocks = |state| {
+            self.cache_blocks
+                .with_label_values(&[model, version, state])
+        };
         GenerationMetrics {
             time_to_first_token: self.time_to_first_token.with_label_values(labels),
             inter_token_latency: self.inter_token_latency.with_label_values(labels),

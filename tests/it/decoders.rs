@@ -111,9 +111,7 @@ fn ids_of(case: &Value) -> Vec<u32> {
 fn with_logits(golden: &Golden) -> Vec<(Vec<u32>, Vec<Vec<f32>>)> {
     let cases = golden.cases.iter().filter(|case| case["logits"].is_array());
     cases
-        .map(|case| {
-            (ids_of(case), read(&case["logits"]))
-        })
+        .map(|case| (ids_of(case), read(&case["logits"])))
         .collect()
 }
 

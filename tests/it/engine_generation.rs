@@ -42,7 +42,8 @@ fn forward(batch: &DecoderBatch) -> Result<StepOutput, ForwardError> {
         let token = batch.tokens[at as usize];
         let best = if token < 50 { token + 1 } else { 0 };
         let level = if token == NOT_A_NUMBER { f32::NAN } else { 1.0 };
-        logits.extend((0..VOCABULARY as u32).map(|id| if id == best { 2.0 * level } else { level }));
+        logits
+            .extend((0..VOCABULARY as u32).map(|id| if id == best { 2.0 * level } else { level }));
         statistics.push(RowStatistics {
             argmax: best,
             max: 2.0 * level,
@@ -118,7 +119,7 @@ async fn gather(mut stream: SequenceStream) -> (Vec<u32>, Result<FinishReason, R
 
 #[tokio::test]
 async fn a_sequence_that_breaks_the_model_fails_alone() {
-    let engine = start(Box::new(|batch| forward(batch)), 64);
+    let engine = start(Box::new(forward), 64);
     let good = submit(&engine, &[3, 4, 5], 10);
     let fails = submit(&engine, &[3, FAILS], 10);
     let panics = submit(&engine, &[PANICS, 5], 10);
@@ -145,7 +146,7 @@ async fn a_sequence_that_breaks_the_model_fails_alone() {
 
 #[tokio::test]
 async fn a_stop_token_is_told_and_ends_the_sequence() {
-    let engine = start(Box::new(|batch| forward(batch)), 64);
+    let engine = start(Box::new(forward), 64);
     let (tokens, end) = gather(submit(&engine, &[37], 100)).await;
     assert_eq!(tokens, [38, 39, 40]);
     assert_eq!(end, Ok(FinishReason::StopToken { token: 40 }));
@@ -164,7 +165,9 @@ async fn a_reader_that_stops_pauses_its_own_sequence_and_misses_nothing() {
     );
     let mut work = work(&[50], 300);
     work.stop_tokens = Arc::from([]);
-    let mut stuck = engine.submit(vec![work], &departure(), Instant::now()).unwrap();
+    let mut stuck = engine
+        .submit(vec![work], &departure(), Instant::now())
+        .unwrap();
     // Others run through while this one is not read.
     for _ in 0..20 {
         assert_eq!(gather(submit(&engine, &[1], 20)).await.0.len(), 20);
@@ -181,9 +184,11 @@ async fn a_reader_that_stops_pauses_its_own_sequence_and_misses_nothing() {
 
 #[tokio::test]
 async fn more_than_fit_are_refused_with_a_hint() {
-    let engine = start(Box::new(|batch| forward(batch)), 256);
+    let engine = start(Box::new(forward), 256);
     let many = (0..200).map(|_| work(&[1], 5)).collect();
-    let error = engine.submit(many, &departure(), Instant::now()).unwrap_err();
+    let error = engine
+        .submit(many, &departure(), Instant::now())
+        .unwrap_err();
     assert!(matches!(error, RequestError::Overloaded { .. }), "{error}");
     assert!(error.retry_after().is_some());
     assert_eq!(engine.sequences(), 0);
@@ -192,12 +197,14 @@ async fn more_than_fit_are_refused_with_a_hint() {
 
 #[tokio::test]
 async fn prompts_are_scored_across_chunks() {
-    let engine = start(Box::new(|batch| forward(batch)), 64);
+    let engine = start(Box::new(forward), 64);
     let prompt: Vec<u32> = (0..45).collect();
     let mut work = work(&prompt, 2);
     work.score_prompt = true;
     work.sampling.top_logprobs = 1;
-    let mut streams = engine.submit(vec![work], &departure(), Instant::now()).unwrap();
+    let mut streams = engine
+        .submit(vec![work], &departure(), Instant::now())
+        .unwrap();
     let Some(SequenceEvent::Prompt(scored)) = streams[0].next().await else {
         panic!("the prompt comes first");
     };
@@ -214,7 +221,7 @@ async fn prompts_are_scored_across_chunks() {
 
 #[tokio::test]
 async fn dropping_the_engine_lets_its_sequences_end() {
-    let engine = start(Box::new(|batch| forward(batch)), 64);
+    let engine = start(Box::new(forward), 64);
     let streams: Vec<_> = (0..8).map(|at| submit(&engine, &[at], 20)).collect();
     drop(engine);
     for stream in streams {

@@ -91,9 +91,8 @@ struct Golden {
 fn golden() -> (Vec<Golden>, Vec<(Vec<ChatMessage>, Golden)>) {
     let path = super::support::root().join("tests/golden/decoders/llama.json");
     let file: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let ids = |value: &serde_json::Value| -> Vec<u32> {
-        serde_json::from_value(value.clone()).unwrap()
-    };
+    let ids =
+        |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
     let (mut plain, mut chats) = (Vec::new(), Vec::new());
     for case in file["cases"].as_array().unwrap() {
         let golden = Golden {
@@ -150,7 +149,7 @@ fn prompts(count: u32) -> Vec<Vec<u32>> {
     (0..count)
         .map(|i| {
             let shared = (0..24).map(|at| 3 + (at * 7 + i % 3) % 300);
-            let own = (0..1 + i % 29).map(|at| 3 + (at * 11 + i * 5) % 300);
+            let own = (0..=i % 29).map(|at| 3 + (at * 11 + i * 5) % 300);
             shared.chain(own).collect()
         })
         .collect()
@@ -201,9 +200,10 @@ async fn tokens_are_the_same_alone_batched_chunked_preempted_and_with_shared_pre
     assert!(cached > 24 * 50, "{cached} tokens were shared");
 
     // 1 MiB holds 4096 positions; 100 sequences come to need 9800.
-    let tight = serve("max_running = 100\ncache_mib = 1\nblock_size = 8\nshare_prefixes = false").await;
+    let tight =
+        serve("max_running = 100\ncache_mib = 1\nblock_size = 8\nshare_prefixes = false").await;
     assert_eq!(ids(&together(&tight, &prompts, 60).await), ids(&expected));
-    assert!(metric(&tight, "ferry_preemptions_total").await > 0.0);
+    assert!(metric(&tight, "ferry_preemptions_total").await > 0);
 }
 
 #[tokio::test]
@@ -285,7 +285,12 @@ async fn an_echoed_prompt_comes_first_with_its_scores() {
     options.top_logprobs = 2;
     let mut request = text("The ferry leaves the harbour", options);
     request.echo = true;
-    let mut stream = running.typed().generate(request).await.unwrap().into_inner();
+    let mut stream = running
+        .typed()
+        .generate(request)
+        .await
+        .unwrap()
+        .into_inner();
     let first = stream.message().await.unwrap().unwrap();
     assert_eq!(first.text, "The ferry leaves the harbour");
     assert_eq!(first.tokens[0].logprob, None);
@@ -320,7 +325,10 @@ async fn text_has_the_form_that_was_asked_for() {
     let (digits, letters) = one.text.split_once('-').unwrap();
     assert!(digits.len() == 3 && digits.bytes().all(|byte| byte.is_ascii_digit()));
     let letters = letters.trim_end_matches('x');
-    assert!(letters.bytes().all(|byte| (b'a'..=b'c').contains(&byte)), "{one:?}");
+    assert!(
+        letters.bytes().all(|byte| (b'a'..=b'c').contains(&byte)),
+        "{one:?}"
+    );
 
     let schema = r#"{"type":"object","properties":{"a":{"type":"boolean"}},"required":["a"],"additionalProperties":false}"#;
     options.constraint = Some(Constraint::JsonSchema(schema.to_owned()));
@@ -346,22 +354,61 @@ async fn what_cannot_be_done_is_refused_with_its_reason() {
         continuing(&[5, 6], options)
     };
     let cases: Vec<(GenerateRequest, &str)> = vec![
-        (with(&|options, _| options.max_tokens = Some(127)), "max_tokens"),
-        (with(&|options, _| options.max_tokens = Some(0)), "max_tokens"),
+        (
+            with(&|options, _| options.max_tokens = Some(127)),
+            "max_tokens",
+        ),
+        (
+            with(&|options, _| options.max_tokens = Some(0)),
+            "max_tokens",
+        ),
         (with(&|options, _| options.n = 1000), "n"),
-        (with(&|options, _| options.stop = vec![String::new()]), "stop"),
-        (with(&|options, _| options.stop = vec!["x".to_owned(); 17]), "stop"),
-        (with(&|options, _| options.stop_token_ids = vec![320]), "stop_token_ids"),
-        (with(&|options, _| options.top_logprobs = 21), "top_logprobs"),
-        (with(&|options, _| options.min_confidence = 1.5), "min_confidence"),
-        (with(&|_, sampling| sampling.temperature = Some(-1.0)), "temperature"),
-        (with(&|_, sampling| sampling.temperature = Some(f32::NAN)), "temperature"),
+        (
+            with(&|options, _| options.stop = vec![String::new()]),
+            "stop",
+        ),
+        (
+            with(&|options, _| options.stop = vec!["x".to_owned(); 17]),
+            "stop",
+        ),
+        (
+            with(&|options, _| options.stop_token_ids = vec![320]),
+            "stop_token_ids",
+        ),
+        (
+            with(&|options, _| options.top_logprobs = 21),
+            "top_logprobs",
+        ),
+        (
+            with(&|options, _| options.min_confidence = 1.5),
+            "min_confidence",
+        ),
+        (
+            with(&|_, sampling| sampling.temperature = Some(-1.0)),
+            "temperature",
+        ),
+        (
+            with(&|_, sampling| sampling.temperature = Some(f32::NAN)),
+            "temperature",
+        ),
         (with(&|_, sampling| sampling.top_p = Some(0.0)), "top_p"),
         (with(&|_, sampling| sampling.min_p = Some(2.0)), "min_p"),
-        (with(&|_, sampling| sampling.typical_p = Some(-0.5)), "typical_p"),
-        (with(&|_, sampling| sampling.repetition_penalty = Some(0.0)), "repetition_penalty"),
-        (with(&|_, sampling| sampling.presence_penalty = 3.0), "presence_penalty"),
-        (with(&|_, sampling| sampling.logit_bias = [(999, 1.0)].into()), "logit_bias"),
+        (
+            with(&|_, sampling| sampling.typical_p = Some(-0.5)),
+            "typical_p",
+        ),
+        (
+            with(&|_, sampling| sampling.repetition_penalty = Some(0.0)),
+            "repetition_penalty",
+        ),
+        (
+            with(&|_, sampling| sampling.presence_penalty = 3.0),
+            "presence_penalty",
+        ),
+        (
+            with(&|_, sampling| sampling.logit_bias = [(999, 1.0)].into()),
+            "logit_bias",
+        ),
         (continuing(&[], greedy(4)), "prompt"),
         (continuing(&[320], greedy(4)), "prompt"),
         (continuing(&[5; 128], greedy(4)), "prompt"),
@@ -374,8 +421,17 @@ async fn what_cannot_be_done_is_refused_with_its_reason() {
     }
     let mut unknown = continuing(&[5], greedy(1));
     unknown.model = "gpt".to_owned();
-    assert_eq!(run(&running, unknown).await.unwrap_err().code(), Code::NotFound);
-    assert_eq!(run_one(&running, continuing(&[5], greedy(1))).await.ids.len(), 1);
+    assert_eq!(
+        run(&running, unknown).await.unwrap_err().code(),
+        Code::NotFound
+    );
+    assert_eq!(
+        run_one(&running, continuing(&[5], greedy(1)))
+            .await
+            .ids
+            .len(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -395,8 +451,11 @@ async fn blocks_come_back_when_readers_vanish_and_a_stuck_one_holds_up_nobody() 
     for one in vanishing {
         one.await.unwrap();
     }
-    settle(&running, "ferry_sequences", 0.0).await;
-    assert_eq!(metric(&running, "ferry_cache_blocks{state=\"used\"}").await, 0.0);
+    settle(&running, "ferry_sequences", 0).await;
+    assert_eq!(
+        metric(&running, "ferry_cache_blocks{state=\"used\"}").await,
+        0
+    );
 
     // One that never reads: its answer is larger than what the connection takes unread.
     let mut stuck = running.typed();
@@ -410,8 +469,11 @@ async fn blocks_come_back_when_readers_vanish_and_a_stuck_one_holds_up_nobody() 
     let all = together(&running, &prompts(20), 60).await;
     assert_eq!(all.len(), 20);
     drop(held);
-    settle(&running, "ferry_sequences", 0.0).await;
-    assert_eq!(metric(&running, "ferry_cache_blocks{state=\"used\"}").await, 0.0);
+    settle(&running, "ferry_sequences", 0).await;
+    assert_eq!(
+        metric(&running, "ferry_cache_blocks{state=\"used\"}").await,
+        0
+    );
 }
 
 #[tokio::test]
@@ -427,10 +489,14 @@ async fn a_deadline_ends_a_generation_and_frees_its_blocks() {
     };
     if let Err(status) = outcome {
         // The client's own timer may be first.
-        let late = [Code::DeadlineExceeded, Code::Cancelled, Code::ResourceExhausted];
+        let late = [
+            Code::DeadlineExceeded,
+            Code::Cancelled,
+            Code::ResourceExhausted,
+        ];
         assert!(late.contains(&status.code()), "{status}");
     }
-    settle(&running, "ferry_sequences", 0.0).await;
+    settle(&running, "ferry_sequences", 0).await;
 }
 
 #[tokio::test]
@@ -441,15 +507,23 @@ async fn prompts_are_tokenized_as_the_model_sees_them() {
         texts: vec![plain[0].text.clone()],
         ..TokenizeRequest::default()
     };
-    let response = running.typed().tokenize(request).await.unwrap().into_inner();
+    let response = running
+        .typed()
+        .tokenize(request)
+        .await
+        .unwrap()
+        .into_inner();
     let tokens = &response.rows[0].tokens;
     let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
     assert_eq!(ids, plain[0].ids);
-    assert_eq!(tokens.last().unwrap().end as usize, plain[0].text.chars().count());
+    assert_eq!(
+        tokens.last().unwrap().end as usize,
+        plain[0].text.chars().count()
+    );
 }
 
-/// The sum of a metric's samples; labels may be given as the page writes them.
-pub async fn metric(running: &Running, name: &str) -> f64 {
+/// The sum of a counter's or gauge's samples; labels may be given as the page writes them.
+pub async fn metric(running: &Running, name: &str) -> u64 {
     let (base, label) = match name.split_once('{') {
         Some((base, label)) => (base, label.trim_end_matches('}')),
         None => (name, ""),
@@ -457,17 +531,20 @@ pub async fn metric(running: &Running, name: &str) -> f64 {
     let (_, page) = running.http("/metrics").await;
     page.lines()
         .filter(|line| line.starts_with(&format!("{base}{{")) && line.contains(label))
-        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
         .sum()
 }
 
 /// Waits until a metric has this value; fails after 20 s.
-async fn settle(running: &Running, name: &str, value: f64) {
+async fn settle(running: &Running, name: &str, value: u64) {
     for _ in 0..2000 {
         if metric(running, name).await == value {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("{name} never became {value}: {}", metric(running, name).await);
+    panic!(
+        "{name} never became {value}: {}",
+        metric(running, name).await
+    );
 }

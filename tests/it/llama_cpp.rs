@@ -1,5 +1,5 @@
 //! Our decoders against llama.cpp, on the real models: tokens, greedy text, perplexity, chat
-//! templates. The expectations are in tests/golden/llama_cpp, made by `make_llama_cpp.py`.
+//! templates. The expectations are in `tests/golden/llama_cpp`, made by `make_llama_cpp.py`.
 //!
 //! llama.cpp rounds activations to 8 bits, and so do we. A difference in the last bit of a float
 //! rounds some of them to the other side, so that two runs of llama.cpp that merely group the tokens
@@ -60,7 +60,11 @@ fn token_ids_and_texts_are_those_of_llama_cpp() {
                 &case["ids"]
             };
             let expected: Vec<u32> = read(special);
-            assert_eq!(text.encode(input, true).unwrap(), expected, "{model}: {input:?}");
+            assert_eq!(
+                text.encode(input, true).unwrap(),
+                expected,
+                "{model}: {input:?}"
+            );
             let ids: Vec<u32> = read(&case["ids"]);
             let back = case["back"].as_str().unwrap();
             assert_eq!(text.decode(&ids, SpecialTokens::Skip), back, "{model}");
@@ -137,7 +141,9 @@ fn greedy_text_leaves_that_of_llama_cpp_at_near_ties_only() {
                 }
             }
         }
-        println!("{model}: {whole} of 20 whole; first divergences (position, lead): {first_divergences:.2?}");
+        println!(
+            "{model}: {whole} of 20 whole; first divergences (position, lead): {first_divergences:.2?}"
+        );
     }
 }
 
@@ -174,7 +180,10 @@ fn perplexity_is_that_of_llama_cpp() {
              {top1:.4} of {positions} positions (llama.cpp with itself: {own:.4}), at \
              {clear_top1:.4} of the {clear} with a clear lead"
         );
-        assert!((perplexity / expected - 1.0).abs() < 0.005, "{model}: {perplexity}");
+        assert!(
+            (perplexity / expected - 1.0).abs() < 0.005,
+            "{model}: {perplexity}"
+        );
         assert!(top1 >= own - 0.01, "{model}: {top1}");
         assert!(clear_top1 >= 0.995, "{model}: {clear_top1}");
     }

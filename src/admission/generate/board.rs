@@ -14,7 +14,10 @@ use super::{
     stream::Generation,
 };
 use crate::{
-    admission::{Admission, Call, CallContext, board::{INLINE_BYTES, encode_error, pool_full}},
+    admission::{
+        Admission, Call, CallContext,
+        board::{INLINE_BYTES, encode_error, pool_full},
+    },
     config::Task,
     engine::{Departure, continuous::SequenceWork},
     error::{RequestError, Stage},
@@ -45,8 +48,7 @@ impl Admission {
         context: &CallContext,
     ) -> Result<Arc<ServedModel>, RequestError> {
         self.check_open(context)?;
-        self.repository()
-            .find(model, version, Some(Task::Generate))
+        self.repository().find(model, version, Some(Task::Generate))
     }
 
     /// Lets a call to generate in, for `model` from [`Admission::find_generator`].
@@ -113,8 +115,10 @@ impl Admission {
         } else {
             SpecialTokens::Skip
         };
-        let continuations = streams.into_iter().zip(0..).map(|(stream, index)| {
-            Continuation {
+        let continuations = streams
+            .into_iter()
+            .zip(0..)
+            .map(|(stream, index)| Continuation {
                 index,
                 stream: Some(stream),
                 text: Arc::clone(&decoder.text),
@@ -129,8 +133,7 @@ impl Admission {
                 generated: 0,
                 sum_logprob: 0.0,
                 held: Piece::default(),
-            }
-        });
+            });
         let continuations: Vec<_> = continuations.collect();
         // With scores the echo comes from the engine; without, there is nothing to wait for.
         let ready = if call.echo && !call.score_prompt {
@@ -196,7 +199,11 @@ impl Admission {
         call.sampling
             .validate(vocabulary)
             .map_err(|error| RequestError::invalid(error.name, error.found, error.allowed))?;
-        if let Some(id) = call.stop_tokens.iter().find(|&&id| id as usize >= vocabulary) {
+        if let Some(id) = call
+            .stop_tokens
+            .iter()
+            .find(|&&id| id as usize >= vocabulary)
+        {
             return Err(RequestError::invalid(
                 "stop_token_ids",
                 format_args!("token id {id}"),

@@ -29,7 +29,10 @@ pub enum Prompt {
 
 /// What a call to generate asks for.
 #[derive(Debug, Clone)]
-#[allow(clippy::struct_excessive_bools, reason = "one switch of the protocols each")]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "one switch of the protocols each"
+)]
 pub struct GenerateCall {
     /// The model's name; empty for the only one that generates.
     pub model: String,

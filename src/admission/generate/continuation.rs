@@ -80,7 +80,10 @@ impl Continuation {
             index: self.index,
             is_prompt: true,
             text: self.text.decode(&ids, self.special_tokens),
-            tokens: scored.into_iter().map(|token| self.piece_token(token)).collect(),
+            tokens: scored
+                .into_iter()
+                .map(|token| self.piece_token(token))
+                .collect(),
             finish: None,
         }
     }
@@ -88,7 +91,8 @@ impl Continuation {
     /// A generated token; `None` where what it means shows with the next event only.
     fn token(&mut self, scored: ScoredToken) -> Option<Piece> {
         self.generated += 1;
-        self.first_token.get_or_insert_with(|| self.received.elapsed());
+        self.first_token
+            .get_or_insert_with(|| self.received.elapsed());
         if self.generated > self.max_tokens {
             // Only the prompt was wanted.
             return None;

@@ -39,7 +39,10 @@ impl Generation {
             || self.ready.is_empty() && self.continuations.iter().all(Continuation::has_ended)
     }
 
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, RequestError>>> {
+    fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Piece, RequestError>>> {
         if let Some(piece) = self.ready.pop_front() {
             return Poll::Ready(Some(Ok(piece)));
         }

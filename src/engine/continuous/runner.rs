@@ -104,7 +104,10 @@ impl Runner {
             until = Some(until.map_or(look, |deadline| deadline.min(look)));
         }
         let command = match until {
-            None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            None => self
+                .commands
+                .recv()
+                .map_err(|_| RecvTimeoutError::Disconnected),
             Some(until) => self.commands.recv_deadline(until),
         };
         match command {
@@ -273,7 +276,10 @@ impl Runner {
         // again or freed.
         let output = catch_unwind(AssertUnwindSafe(|| (self.forward)(batch)))
             .map_err(|panic| {
-                RequestError::internal(format_args!("the model panicked: {}", panic_message(&*panic)))
+                RequestError::internal(format_args!(
+                    "the model panicked: {}",
+                    panic_message(&*panic)
+                ))
             })?
             .map_err(RequestError::internal)?;
         if output.statistics.len() == batch.logit_tokens.len() {
@@ -338,7 +344,9 @@ impl Runner {
                     let sequence = self.scheduler.sequence(id);
                     let cached = sequence.map_or(0, |sequence| sequence.shared_tokens() as u32);
                     active.events.note_cached(cached);
-                    self.generation_metrics.cached_tokens.inc_by(u64::from(cached));
+                    self.generation_metrics
+                        .cached_tokens
+                        .inc_by(u64::from(cached));
                 }
                 let outcome = active.take(sampled, now);
                 match before {
@@ -437,8 +445,7 @@ fn sample(
 ) -> Result<Option<Sampled>, RequestError> {
     let vocabulary = values.len() / output.statistics.len().max(1);
     let row_of = |index: usize| &values[index * vocabulary..(index + 1) * vocabulary];
-    if let (Some(scores), Some(sequence)) =
-        (&mut active.prompt_scores, scheduler.sequence(row.id))
+    if let (Some(scores), Some(sequence)) = (&mut active.prompt_scores, scheduler.sequence(row.id))
     {
         // The logits at one token score the next.
         let next = (row.end() - row.logits + 1) as usize;

@@ -16,8 +16,8 @@ use super::{
     row::{RowAnswer, WorkRow, expired},
 };
 use crate::{
-    engine::panics::panic_message,
     batching::{Batch, Row},
+    engine::panics::panic_message,
     error::RequestError,
     models::{PackedBatch, RowOutput},
     telemetry::{BatchTimes, ModelMetrics, ModelStatistics},
@@ -115,7 +115,10 @@ impl Executor {
         // The model's weights are never written after load, so a panic leaves nothing half done.
         let outputs = catch_unwind(AssertUnwindSafe(|| (self.forward)(packed)))
             .map_err(|panic| {
-                RequestError::internal(format_args!("the model panicked: {}", panic_message(&*panic)))
+                RequestError::internal(format_args!(
+                    "the model panicked: {}",
+                    panic_message(&*panic)
+                ))
             })?
             .map_err(RequestError::internal)?;
         if outputs.len() == packed.rows() {

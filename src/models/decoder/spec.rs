@@ -42,20 +42,6 @@ pub enum Architecture {
     Phi3,
 }
 
-impl std::fmt::Display for Architecture {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Llama => "Llama",
-            Self::Mistral => "Mistral",
-            Self::Qwen2 => "Qwen2",
-            Self::Qwen3 => "Qwen3",
-            Self::Gemma2 => "Gemma 2",
-            Self::Gemma3 => "Gemma 3",
-            Self::Phi3 => "Phi-3",
-        })
-    }
-}
-
 impl Architecture {
     /// Whether it is of the Gemma family, which scales embeddings and normalizes what layers add.
     pub(super) fn is_gemma(self) -> bool {

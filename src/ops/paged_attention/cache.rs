@@ -75,8 +75,16 @@ impl LayerCache {
             head_dim,
         } = *geometry;
         Ok(Self {
-            keys: zeros(&[blocks, kv_heads, head_dim, block_size], cache_type, device)?,
-            values: zeros(&[blocks, kv_heads, block_size, head_dim], cache_type, device)?,
+            keys: zeros(
+                &[blocks, kv_heads, head_dim, block_size],
+                cache_type,
+                device,
+            )?,
+            values: zeros(
+                &[blocks, kv_heads, block_size, head_dim],
+                cache_type,
+                device,
+            )?,
         })
     }
 }

@@ -17,9 +17,10 @@ use crate::{
         account::{Answered, answer_call},
         context::read_context,
         proto::ferry::v1::{
-            ChatRequest, ClassifyRequest, ClassifyResponse, ClassifyTokensRequest, ClassifyTokensResponse,
-            EmbedRequest, EmbedResponse, GenerateRequest, RerankRequest, RerankResponse, StreamRequest,
-            StreamResponse, TokenizeRequest, TokenizeResponse, inference_server::Inference,
+            ChatRequest, ClassifyRequest, ClassifyResponse, ClassifyTokensRequest,
+            ClassifyTokensResponse, EmbedRequest, EmbedResponse, GenerateRequest, RerankRequest,
+            RerankResponse, StreamRequest, StreamResponse, TokenizeRequest, TokenizeResponse,
+            inference_server::Inference,
         },
         status::{map, status_of},
     },

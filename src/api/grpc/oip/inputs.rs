@@ -64,7 +64,12 @@ pub fn decode(
             texts = take_text("TEXT").ok_or_else(|| missing("TEXT"))??;
             (texts.iter().cloned().map(RowInput::Text).collect(), "TEXT")
         }
-        Task::Generate => return Err(model.encoder().err().unwrap_or_else(|| RequestError::internal("no encoder"))),
+        Task::Generate => {
+            return Err(model
+                .encoder()
+                .err()
+                .unwrap_or_else(|| RequestError::internal("no encoder")));
+        }
         Task::Embed | Task::Classify => {
             let text = take_text("TEXT");
             match (text, tensors.remove("INPUT_IDS")) {

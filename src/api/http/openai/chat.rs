@@ -300,7 +300,10 @@ mod tests {
             "chat_template_kwargs": {"enable_thinking": false},
         }))
         .unwrap();
-        let contents: Vec<_> = messages.iter().map(|message| message.content.as_str()).collect();
+        let contents: Vec<_> = messages
+            .iter()
+            .map(|message| message.content.as_str())
+            .collect();
         assert_eq!(contents, ["Be brief.", "one\ntwo", "", "7"]);
         assert_eq!(messages[0].extra["name"], "host");
         let call = &messages[2].extra["tool_calls"][0];
@@ -318,7 +321,10 @@ mod tests {
             (json!({}), "messages: found nothing"),
             (json!({"messages": []}), "messages: found []"),
             (json!({"messages": ["a"]}), "messages[0]: found \"a\""),
-            (json!({"messages": [{"content": "a"}]}), "messages[0].role: found nothing"),
+            (
+                json!({"messages": [{"content": "a"}]}),
+                "messages[0].role: found nothing",
+            ),
             (
                 json!({"messages": [{"role": "user", "content": [image]}]}),
                 "messages[0].content[0].type: found \"image_url\"; allowed: \"text\"",
@@ -340,12 +346,18 @@ mod tests {
                 json!({"messages": user, "top_logprobs": 2}),
                 "top_logprobs: found 2; allowed: 0 to 20, where logprobs is true",
             ),
-            (json!({"messages": user, "logprobs": 1}), "logprobs: found 1"),
+            (
+                json!({"messages": user, "logprobs": 1}),
+                "logprobs: found 1",
+            ),
             (
                 json!({"messages": user, "max_tokens": 4, "max_completion_tokens": 5}),
                 "max_tokens: found 4",
             ),
-            (json!({"messages": user, "prompt": "a"}), "prompt: found a parameter"),
+            (
+                json!({"messages": user, "prompt": "a"}),
+                "prompt: found a parameter",
+            ),
         ] {
             let error = prompt(&given).unwrap_err();
             assert!(error.starts_with(says), "{given}: {error}");

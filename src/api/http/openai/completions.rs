@@ -189,7 +189,16 @@ mod tests {
         assert_eq!(prompts("[1, 2]"), Ok(vec![Prompt::Tokens(vec![1, 2])]));
         let lists = vec![Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])];
         assert_eq!(prompts("[[1], [2, 3]]"), Ok(lists));
-        for wrong in ["[]", "7", "{}", "[1, \"a\"]", "[\"a\", 1]", "[-1]", "[[1.5]]", "null"] {
+        for wrong in [
+            "[]",
+            "7",
+            "{}",
+            "[1, \"a\"]",
+            "[\"a\", 1]",
+            "[-1]",
+            "[[1.5]]",
+            "null",
+        ] {
             let error = prompts(wrong).unwrap_err();
             assert!(error.starts_with("prompt: found"), "{wrong}: {error}");
         }
@@ -212,7 +221,10 @@ mod tests {
             (r#""best_of":3"#, "best_of: found 3; allowed: n, 1"),
             (r#""logprobs":21"#, "logprobs: found 21; allowed: 0 to 20"),
             (r#""logprobs":true"#, "logprobs: found true"),
-            (r#""messages":[]"#, "messages: found a parameter that is not known"),
+            (
+                r#""messages":[]"#,
+                "messages: found a parameter that is not known",
+            ),
         ] {
             let body = format!("{{\"prompt\":\"a\",{json}}}");
             let error = read(body.as_bytes()).unwrap_err().to_string();

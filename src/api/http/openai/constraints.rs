@@ -141,7 +141,10 @@ mod tests {
                 by_schema.clone(),
             ),
             (json!({"guided_json": schema}), by_schema.clone()),
-            (json!({"guided_json": schema.to_string()}), by_schema.clone()),
+            (
+                json!({"guided_json": schema.to_string()}),
+                by_schema.clone(),
+            ),
             (json!({"structured_outputs": {"json": schema}}), by_schema),
             (
                 json!({"guided_regex": "a+"}),

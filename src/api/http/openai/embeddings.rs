@@ -162,7 +162,10 @@ fn encode(answered: &Answered, dimensions: u32, base64: bool) -> Result<Response
             object: "embedding",
             index,
             embedding: if base64 {
-                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                let bytes: Vec<u8> = values
+                    .iter()
+                    .flat_map(|value| value.to_le_bytes())
+                    .collect();
                 Vector::Base64(BASE64_STANDARD.encode(bytes))
             } else {
                 Vector::Numbers(values)
@@ -205,11 +208,21 @@ mod tests {
             let body = format!("{{\"input\":\"a\",{more}}}");
             read(body.as_bytes()).map_err(|error| error.to_string())
         };
-        assert!(read(r#""encoding_format":"base64","user":"u""#).unwrap().base64);
+        assert!(
+            read(r#""encoding_format":"base64","user":"u""#)
+                .unwrap()
+                .base64
+        );
         assert_eq!(read(r#""dimensions":8"#).unwrap().call.dimensions, 8);
         for (more, says) in [
-            (r#""encoding_format":"int8""#, "encoding_format: found \"int8\""),
-            (r#""dimensions":0"#, "dimensions: found 0; allowed: 1 or more"),
+            (
+                r#""encoding_format":"int8""#,
+                "encoding_format: found \"int8\"",
+            ),
+            (
+                r#""dimensions":0"#,
+                "dimensions: found 0; allowed: 1 or more",
+            ),
             (r#""truncate":true"#, "truncate: found a parameter"),
         ] {
             let error = read(more).unwrap_err();

@@ -108,7 +108,8 @@ impl<'a> Fields<'a> {
 
     /// Drops fields that are known and have no meaning here.
     pub fn ignore(&mut self, names: &[&str]) {
-        self.entries.retain(|(name, _)| !names.contains(&name.as_str()));
+        self.entries
+            .retain(|(name, _)| !names.contains(&name.as_str()));
     }
 
     /// Refuses what has not been taken. A null says nothing and passes.
@@ -249,7 +250,10 @@ mod tests {
     #[test]
     fn a_field_that_nobody_takes_is_refused_by_its_name() {
         let error = finish(r#"{"temprature": 1}"#).unwrap_err();
-        assert!(error.starts_with("temprature: found a parameter"), "{error}");
+        assert!(
+            error.starts_with("temprature: found a parameter"),
+            "{error}"
+        );
         assert_eq!(finish(r#"{"temprature": null}"#), Ok(()));
     }
 
@@ -276,11 +280,17 @@ mod tests {
     fn a_wrong_type_is_told_with_path_and_value() {
         let mut fields = Fields::parse(br#"{"a": {"b": ["x", 1]}, "n": "many"}"#).unwrap();
         let error = fields.read::<u32>("n", "a whole number").unwrap_err();
-        assert_eq!(error.to_string(), "n: found \"many\"; allowed: a whole number");
+        assert_eq!(
+            error.to_string(),
+            "n: found \"many\"; allowed: a whole number"
+        );
         let mut inner = fields.needed("a", "").unwrap().object("").unwrap();
         let items = inner.take("b").unwrap().items("a list").unwrap();
         assert_eq!(items[1].path, "a.b[1]");
-        assert_eq!((items[0].kind(), items[1].kind()), (Kind::Text, Kind::Plain));
+        assert_eq!(
+            (items[0].kind(), items[1].kind()),
+            (Kind::Text, Kind::Plain)
+        );
         assert!(items[1].read::<String>("a text").is_err());
     }
 

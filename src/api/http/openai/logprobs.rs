@@ -55,7 +55,11 @@ impl CompletionLogprobs {
             lists.tokens.push(name);
             lists.text_offset.push(*offset);
             // Each character is counted where its first byte stands.
-            *offset += token.bytes.iter().filter(|&&byte| byte & 0xC0 != 0x80).count();
+            *offset += token
+                .bytes
+                .iter()
+                .filter(|&&byte| byte & 0xC0 != 0x80)
+                .count();
         }
         lists
     }

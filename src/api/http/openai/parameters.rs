@@ -72,7 +72,10 @@ pub fn read_common(fields: &mut Fields<'_>) -> Result<(GenerateCall, Delivery), 
     call.continuations = fields.read("n", "a whole number from 1")?.unwrap_or(1);
     call.keep_special_tokens = !switch(fields, "skip_special_tokens", true)?;
     call.constraint = read_constraint(fields)?;
-    if let Some(least) = fields.read::<u64>("min_tokens", COUNT)?.filter(|&least| least > 0) {
+    if let Some(least) = fields
+        .read::<u64>("min_tokens", COUNT)?
+        .filter(|&least| least > 0)
+    {
         return Err(RequestError::invalid(
             "min_tokens",
             least,
@@ -174,11 +177,7 @@ pub fn read_alias<'a, T: serde::Deserialize<'a> + PartialEq + std::fmt::Display>
 }
 
 /// A switch with its default.
-pub fn switch(
-    fields: &mut Fields<'_>,
-    name: &str,
-    default: bool,
-) -> Result<bool, RequestError> {
+pub fn switch(fields: &mut Fields<'_>, name: &str, default: bool) -> Result<bool, RequestError> {
     Ok(fields.read(name, SWITCH)?.unwrap_or(default))
 }
 
@@ -231,10 +230,16 @@ mod tests {
         assert_eq!((sampling.top_p, sampling.top_k), (0.9, 40));
         assert_eq!((sampling.min_p, sampling.typical_p), (0.1, 0.8));
         assert_eq!(sampling.repetition_penalty, 1.1);
-        assert_eq!((sampling.presence_penalty, sampling.frequency_penalty), (0.2, 0.3));
+        assert_eq!(
+            (sampling.presence_penalty, sampling.frequency_penalty),
+            (0.2, 0.3)
+        );
         assert_eq!(sampling.logit_bias, [(7, -100.0), (9, 1.5)]);
         assert_eq!(sampling.seed, Some(u64::MAX));
-        assert_eq!((call.stop, call.stop_tokens), (vec!["end".to_owned()], vec![5]));
+        assert_eq!(
+            (call.stop, call.stop_tokens),
+            (vec!["end".to_owned()], vec![5])
+        );
         assert!(call.ignore_eos && call.keep_special_tokens && call.include_stop);
         assert_eq!(call.continuations, 3);
         assert!(delivery.stream && delivery.include_usage);
@@ -244,8 +249,14 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_refused_by_its_name() {
         for (json, says) in [
-            (r#"{"temperature":"hot"}"#, "temperature: found \"hot\"; allowed: a number"),
-            (r#"{"tempreature":1}"#, "tempreature: found a parameter that is not known"),
+            (
+                r#"{"temperature":"hot"}"#,
+                "temperature: found \"hot\"; allowed: a number",
+            ),
+            (
+                r#"{"tempreature":1}"#,
+                "tempreature: found a parameter that is not known",
+            ),
             (r#"{"n":-1}"#, "n: found -1"),
             (r#"{"top_k":-2}"#, "top_k: found -2"),
             (r#"{"seed":1.5}"#, "seed: found 1.5"),
@@ -255,8 +266,14 @@ mod tests {
             (r#"{"min_tokens":4}"#, "min_tokens: found 4; allowed: 0"),
             (r#"{"stream":1}"#, "stream: found 1; allowed: true or false"),
             (r#"{"stream_options":{}}"#, "stream_options: found"),
-            (r#"{"stream":true,"stream_options":{"x":1}}"#, "stream_options.x: found"),
-            (r#"{"repetition_penalty":1.1,"repeat_penalty":1.2}"#, "repeat_penalty: found 1.2"),
+            (
+                r#"{"stream":true,"stream_options":{"x":1}}"#,
+                "stream_options.x: found",
+            ),
+            (
+                r#"{"repetition_penalty":1.1,"repeat_penalty":1.2}"#,
+                "repeat_penalty: found 1.2",
+            ),
         ] {
             let error = read(json).unwrap_err();
             assert!(error.starts_with(says), "{json}: {error}");

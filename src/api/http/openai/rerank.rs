@@ -142,14 +142,11 @@ fn encode(answered: &Answered, kept: &[String], top_n: usize) -> Result<Response
     }
     // By logit: far from 0 the scores of different ones are the same number.
     scored.sort_by(|(_, one), (_, other)| other.total_cmp(one));
-    let results = scored
-        .into_iter()
-        .take(top_n)
-        .map(|(index, logit)| Ranked {
-            index,
-            relevance_score: quality::sigmoid(logit),
-            document: kept.get(index).map(|text| Document { text }),
-        });
+    let results = scored.into_iter().take(top_n).map(|(index, logit)| Ranked {
+        index,
+        relevance_score: quality::sigmoid(logit),
+        document: kept.get(index).map(|text| Document { text }),
+    });
     let ranking = Ranking {
         id: new_id("rerank"),
         model: &answered.model.name,
@@ -187,7 +184,10 @@ mod tests {
                 r#"{"query":"q","documents":[{"text":"a"},{"image":"b"}]}"#,
                 "documents[1].text: found nothing",
             ),
-            (r#"{"query":"q","documents":["a"],"top_n":0}"#, "top_n: found 0"),
+            (
+                r#"{"query":"q","documents":["a"],"top_n":0}"#,
+                "top_n: found 0",
+            ),
             (
                 r#"{"query":"q","documents":["a"],"max_chunks_per_doc":1}"#,
                 "max_chunks_per_doc: found a parameter",

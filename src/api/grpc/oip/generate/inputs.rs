@@ -36,7 +36,10 @@ pub const OUTPUTS: [TensorSpec; 5] = [
 
 /// What is wanted beside the text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[allow(clippy::struct_excessive_bools, reason = "one switch of the protocol each")]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "one switch of the protocol each"
+)]
 pub struct Returns {
     pub finish_reason: bool,
     pub cumulative_logprob: bool,
@@ -63,7 +66,11 @@ pub fn decode(
     read_parameters(&request.parameters, &mut context)?;
     let tensors = Tensors::read(request)?;
     let Some(prompt) = tensors.text("text_input")? else {
-        return Err(RequestError::invalid("inputs", "no text_input", "text_input"));
+        return Err(RequestError::invalid(
+            "inputs",
+            "no text_input",
+            "text_input",
+        ));
     };
     let stream = tensors.switch("stream")?.unwrap_or(false);
     let exclude = tensors.switch("exclude_input_in_output")?;
@@ -120,7 +127,10 @@ impl<'a> Tensors<'a> {
                     names,
                 ));
             };
-            if request.inputs[..at].iter().any(|other| other.name == input.name) {
+            if request.inputs[..at]
+                .iter()
+                .any(|other| other.name == input.name)
+            {
                 return Err(RequestError::invalid(field, "given twice", "once"));
             }
             refuse_shared_memory(&field, &input.parameters)?;

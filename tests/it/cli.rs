@@ -68,7 +68,7 @@ fn inspect_tells_what_a_model_is_made_of() {
     assert_eq!(json["task"], "embed");
     let llama = super::support::fixture("decoders/llama");
     let text = printed(&ferry(&["inspect", llama.to_str().unwrap()]));
-    for part in ["Llama, 2 layers", "128", "bytes a token", "F32"] {
+    for part in ["llama, 2 layers", "128", "bytes a token", "F32"] {
         assert!(text.contains(part), "{part} not in {text}");
     }
     let output = ferry(&["inspect", "nobody", "--models", folder]);

@@ -35,6 +35,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs the command line. Errors go to standard error and exit with 1.
 pub fn main() -> ExitCode {
+    name_compute_threads();
     let result = match Cli::parse().command {
         Command::Serve(command) => command.run(),
         Command::Inspect(command) => command.run(),
@@ -48,6 +49,14 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tells the threads that run models from those that do I/O, for `top -H` and profilers.
+fn name_compute_threads() {
+    // Fails only when the pool is there already, which would merely keep its name.
+    let _ = rayon::ThreadPoolBuilder::new()
+        .thread_name(|index| format!("compute-{index}"))
+        .build_global();
 }
 
 /// The runtime of the I/O threads.

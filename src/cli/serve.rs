@@ -131,7 +131,17 @@ fn announce(server: &Server, ready: usize, require_all: bool) -> Result<(), Fail
     }
     tracing::info!(models = ready, not_served = failed, grpc = %server.grpc_address, http = %server.http_address, "serving");
     let models = server.repository().ready();
-    let Some(model) = models.iter().find(|model| model.task() == Task::Embed) else {
+    let of_task = |task| models.iter().rfind(|model| model.task() == task);
+    if let Some(model) = of_task(Task::Generate) {
+        println!("\nTry it:");
+        println!(
+            "  curl -N localhost:{}/v1/completions -d '{{\"model\":\"{}\",\"prompt\":\"The ferry \
+             leaves\",\"max_tokens\":32,\"stream\":true}}'",
+            server.http_address.port(),
+            model.name
+        );
+    }
+    let Some(model) = of_task(Task::Embed) else {
         return Ok(());
     };
     let port = server.grpc_address.port();

@@ -23,6 +23,7 @@ mod golden;
 mod llama_cpp;
 mod malformed;
 mod open_inference;
+mod openai;
 mod repository;
 mod support;
 mod typed;

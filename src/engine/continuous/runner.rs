@@ -396,8 +396,14 @@ impl Runner {
 
     fn note_end(&mut self, now: Instant) {
         self.load.ended(1);
-        if let Some(last) = self.last_end.replace(now) {
-            self.load.observe_gap(now - last);
+        let last = if self.sequences.is_empty() {
+            // The time until somebody comes again says nothing about how long a turn takes.
+            self.last_end.take()
+        } else {
+            self.last_end.replace(now)
+        };
+        if let Some(last) = last {
+            self.load.observe_gap(now.saturating_duration_since(last));
         }
     }
 

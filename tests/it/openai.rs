@@ -28,7 +28,8 @@ async fn send(running: &Running, method: &str, path: &str, headers: &str, body: 
     let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
     let length = body.len();
     // HTTP/1.0: the answer ends with the connection, and is not chunked.
-    let request = format!("{method} {path} HTTP/1.0\r\ncontent-length: {length}\r\n{headers}\r\n{body}");
+    let request =
+        format!("{method} {path} HTTP/1.0\r\ncontent-length: {length}\r\n{headers}\r\n{body}");
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     socket.read_to_string(&mut answer).await.unwrap();
@@ -48,22 +49,35 @@ fn greedy(prompt: &str, more: &Value) -> Value {
     let mut body = json!({
         "model": "llama", "prompt": prompt, "max_tokens": 12, "temperature": 0, "ignore_eos": true
     });
-    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body.as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
     body
 }
 
 /// The data of each event.
 fn events(answer: &Answer) -> Vec<&str> {
     let events = answer.body.split("\n\n").filter(|event| !event.is_empty());
-    events.map(|event| event.strip_prefix("data: ").unwrap()).collect()
+    events
+        .map(|event| event.strip_prefix("data: ").unwrap())
+        .collect()
 }
 
 #[tokio::test]
 async fn a_completion_is_the_same_whole_and_streamed() {
     let running = generate::serve("").await;
-    let whole = post(&running, "/v1/completions", &greedy("The ferry", &json!({}))).await;
+    let whole = post(
+        &running,
+        "/v1/completions",
+        &greedy("The ferry", &json!({})),
+    )
+    .await;
     assert_eq!(whole.status, 200, "{}", whole.body);
-    assert!(whole.head.contains("x-ferry-model-version: 1"), "{}", whole.head);
+    assert!(
+        whole.head.contains("x-ferry-model-version: 1"),
+        "{}",
+        whole.head
+    );
     let answer = whole.json();
     let text = answer["choices"][0]["text"].as_str().unwrap();
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
@@ -71,14 +85,20 @@ async fn a_completion_is_the_same_whole_and_streamed() {
 
     let more = json!({"stream": true, "stream_options": {"include_usage": true}});
     let streamed = post(&running, "/v1/completions", &greedy("The ferry", &more)).await;
-    assert!(streamed.head.contains("content-type: text/event-stream"), "{}", streamed.head);
+    assert!(
+        streamed.head.contains("content-type: text/event-stream"),
+        "{}",
+        streamed.head
+    );
     let events = events(&streamed);
     assert_eq!(events.last(), Some(&"[DONE]"));
     let chunks: Vec<Value> = events[..events.len() - 1]
         .iter()
         .map(|event| serde_json::from_str(event).unwrap())
         .collect();
-    let pieces = chunks.iter().filter_map(|chunk| chunk["choices"][0]["text"].as_str());
+    let pieces = chunks
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["text"].as_str());
     assert_eq!(pieces.collect::<String>(), text);
     assert_eq!(chunks.last().unwrap()["usage"], answer["usage"]);
 }
@@ -121,9 +141,17 @@ async fn what_is_wrong_is_told_in_openais_form() {
     for (body, status, param) in [
         (greedy("x", &json!({"temprature": 1})), 400, "temprature"),
         (greedy("x", &json!({"temperature": -1})), 400, "temperature"),
-        (greedy("x", &json!({"temperature": "hot"})), 400, "temperature"),
+        (
+            greedy("x", &json!({"temperature": "hot"})),
+            400,
+            "temperature",
+        ),
         (greedy("x", &json!({"max_tokens": 1000})), 400, "max_tokens"),
-        (greedy("x", &json!({"logit_bias": {"999": 1}})), 400, "logit_bias"),
+        (
+            greedy("x", &json!({"logit_bias": {"999": 1}})),
+            400,
+            "logit_bias",
+        ),
         (greedy("x", &json!({"stop": vec!["a"; 17]})), 400, "stop"),
         (greedy("x", &json!({"suffix": "y"})), 400, "suffix"),
     ] {
@@ -140,12 +168,29 @@ async fn what_is_wrong_is_told_in_openais_form() {
     let broken = send(&running, "POST", completions, "", "{\"model\":").await;
     assert_eq!(broken.status, 400, "{}", broken.body);
     assert_eq!(send(&running, "GET", completions, "", "").await.status, 405);
-    assert_eq!(send(&running, "GET", "/v1/nothing", "", "").await.status, 404);
-    let priority = send(&running, "POST", completions, "x-ferry-priority: now\r\n", "{}").await;
+    assert_eq!(
+        send(&running, "GET", "/v1/nothing", "", "").await.status,
+        404
+    );
+    let priority = send(
+        &running,
+        "POST",
+        completions,
+        "x-ferry-priority: now\r\n",
+        "{}",
+    )
+    .await;
     assert_eq!(priority.status, 400, "{}", priority.body);
     let late = greedy("x", &json!({"max_tokens": 100, "n": 64}));
     let late = late.to_string();
-    let late = send(&running, "POST", completions, "x-request-timeout-ms: 5\r\n", &late).await;
+    let late = send(
+        &running,
+        "POST",
+        completions,
+        "x-request-timeout-ms: 5\r\n",
+        &late,
+    )
+    .await;
     assert!([504, 429].contains(&late.status), "{}", late.body);
 }
 

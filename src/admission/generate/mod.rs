@@ -5,6 +5,7 @@ mod board;
 mod call;
 mod continuation;
 mod piece;
+mod prepare;
 mod stream;
 
 pub use call::{GenerateCall, MAX_CONTINUATIONS, Prompt};

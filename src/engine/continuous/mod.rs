@@ -13,6 +13,7 @@ mod handle;
 mod load;
 mod messages;
 mod runner;
+mod sampling;
 mod sequence;
 mod stream;
 

@@ -7,15 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
-use rayon::prelude::*;
-
 use super::{
     handle::GenerationOptions,
     load::Load,
     messages::{Boarding, Command, StepForward, StepOutput},
+    sampling::{SampledRow, sample_rows},
     sequence::Active,
-    stream::ScoredToken,
 };
 use crate::{
     engine::panics::panic_message,
@@ -26,6 +23,7 @@ use crate::{
     models::{DecoderBatch, DecoderRow},
     telemetry::{BatchTimes, GenerationMetrics, ModelMetrics, ModelStatistics},
 };
+use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 /// How often a runner without a step to run looks whether a reader that it waits for has caught up,
 /// should the reader's own word have been lost.
@@ -294,7 +292,7 @@ impl Runner {
 
     /// Samples the rows that have logits, and takes what was sampled.
     fn take_outputs(&mut self, rows: &[StepRow], output: &StepOutput) {
-        let mut sampling = Vec::with_capacity(rows.len());
+        let mut sampled_rows = Vec::with_capacity(rows.len());
         let mut first = 0;
         for row in rows {
             let logits = first..first + row.logits as usize;
@@ -303,35 +301,29 @@ impl Runner {
                 continue;
             }
             if let Some(active) = self.sequences.remove(&row.id) {
-                sampling.push((row, logits, active, Ok(None)));
+                sampled_rows.push(SampledRow::new(*row, logits, active));
             }
         }
-        let scheduler = &self.scheduler;
-        let read = output.logits.read(|values| {
-            sampling
-                .par_iter_mut()
-                .for_each(|(row, logits, active, sampled)| {
-                    *sampled = sample(scheduler, row, logits.clone(), active, values, output);
-                });
-        });
+        sample_rows(&self.scheduler, &mut sampled_rows, output);
         let now = Instant::now();
-        for (row, _, active, sampled) in sampling {
+        for SampledRow {
+            row,
+            active,
+            sampled,
+            ..
+        } in sampled_rows
+        {
             self.sequences.insert(row.id, active);
-            let sampled = match &read {
-                Ok(()) => sampled,
-                Err(error) => Err(RequestError::internal(error)),
-            };
-            self.take_sampled(row, sampled, now);
+            self.take_sampled(row.id, sampled, now);
         }
     }
 
     fn take_sampled(
         &mut self,
-        row: &StepRow,
+        id: SequenceId,
         sampled: Result<Option<Sampled>, RequestError>,
         now: Instant,
     ) {
-        let id = row.id;
         let Some(active) = self.sequences.get_mut(&id) else {
             return;
         };
@@ -438,46 +430,6 @@ impl Runner {
         let before = metrics.preemptions.get();
         metrics.preemptions.inc_by(counts.preemptions - before);
     }
-}
-
-/// Draws the row's next token, and scores its prompt tokens where that is wanted.
-fn sample(
-    scheduler: &Scheduler,
-    row: &StepRow,
-    logits: std::ops::Range<usize>,
-    active: &mut Active,
-    values: &[f32],
-    output: &StepOutput,
-) -> Result<Option<Sampled>, RequestError> {
-    let vocabulary = values.len() / output.statistics.len().max(1);
-    let row_of = |index: usize| &values[index * vocabulary..(index + 1) * vocabulary];
-    if let (Some(scores), Some(sequence)) = (&mut active.prompt_scores, scheduler.sequence(row.id))
-    {
-        // The logits at one token score the next.
-        let next = (row.end() - row.logits + 1) as usize;
-        let prompt = sequence.prompt().get(next..).unwrap_or_default();
-        for (index, &id) in logits.clone().zip(prompt) {
-            let statistics = output.statistics[index];
-            scores.push(ScoredToken {
-                id,
-                logprob: Some(row_of(index)[id as usize] - statistics.log_sum_exp),
-                top: active.sampler.top_logprobs(row_of(index), statistics),
-            });
-        }
-    }
-    if !row.samples {
-        return Ok(None);
-    }
-    let last = logits.end - 1;
-    let mask = match &mut active.constraint {
-        None => None,
-        Some(constraint) => Some(constraint.mask().map_err(RequestError::internal)?),
-    };
-    active
-        .sampler
-        .sample(row_of(last), output.statistics[last], mask)
-        .map(Some)
-        .map_err(RequestError::internal)
 }
 
 fn refusal(refused: &Refused) -> RequestError {

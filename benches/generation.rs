@@ -116,20 +116,20 @@ fn bench_sampler(bencher: Bencher, parameters: &SamplingParameters, mask: Option
 fn warm() -> SamplingParameters {
     SamplingParameters {
         temperature: 0.7,
-        ..SamplingParameters::default()
+        ..SamplingParameters::greedy()
     }
 }
 
 #[divan::bench]
 fn sample_greedy(bencher: Bencher) {
-    bench_sampler(bencher, &SamplingParameters::default(), None);
+    bench_sampler(bencher, &SamplingParameters::greedy(), None);
 }
 
 #[divan::bench]
 fn sample_greedy_with_penalties(bencher: Bencher) {
     let parameters = SamplingParameters {
         repetition_penalty: 1.1,
-        ..SamplingParameters::default()
+        ..SamplingParameters::greedy()
     };
     bench_sampler(bencher, &parameters, None);
 }
@@ -139,14 +139,14 @@ fn sample_greedy_with_mask(bencher: Bencher) {
     let mask: Vec<u32> = (0..VOCABULARY as u32 / 32)
         .map(|at| at * 2_654_435_769)
         .collect();
-    bench_sampler(bencher, &SamplingParameters::default(), Some(&mask));
+    bench_sampler(bencher, &SamplingParameters::greedy(), Some(&mask));
 }
 
 #[divan::bench]
 fn sample_greedy_with_20_logprobs(bencher: Bencher) {
     let parameters = SamplingParameters {
         top_logprobs: 20,
-        ..SamplingParameters::default()
+        ..SamplingParameters::greedy()
     };
     bench_sampler(bencher, &parameters, None);
 }

@@ -8,6 +8,7 @@ use ferry::api::proto::ferry::v1::{
     GenerationOptions, Sampling, TokenIds, TokenizeRequest, generate_request::Prompt,
     generation_options::Constraint,
 };
+use prost::Message as _;
 use tonic::{Code, Status, Streaming};
 
 use super::support::{Running, add_version, fixture, write_manifest};
@@ -519,6 +520,52 @@ async fn prompts_are_tokenized_as_the_model_sees_them() {
     assert_eq!(
         tokens.last().unwrap().end as usize,
         plain[0].text.chars().count()
+    );
+}
+
+#[tokio::test]
+async fn mangled_requests_are_the_callers_fault_and_leave_the_server_well() {
+    let running = serve("").await;
+    let mut options = greedy(8);
+    options.n = 2;
+    options.stop = vec!["x".to_owned()];
+    options.top_logprobs = 2;
+    options.constraint = Some(Constraint::Regex("[a-z]+".to_owned()));
+    let good = text("The ferry", options).encode_to_vec();
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut roll = |sides: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 33) as usize % sides
+    };
+    let mut refused = 0;
+    for _ in 0..600 {
+        let mut message = good.clone();
+        for _ in 0..=roll(3) {
+            let at = roll(message.len());
+            message[at] ^= 1 << roll(8);
+        }
+        // What isn't a message at all is `malformed`'s.
+        let Ok(mut request) = GenerateRequest::decode(message.as_slice()) else {
+            continue;
+        };
+        if let Some(options) = &mut request.options {
+            options.max_tokens = options.max_tokens.map(|tokens| tokens.min(200));
+        }
+        if let Err(status) = run(&running, request.clone()).await {
+            refused += 1;
+            let fault = [Code::InvalidArgument, Code::NotFound];
+            assert!(fault.contains(&status.code()), "{request:?}: {status}");
+        }
+    }
+    assert!(refused > 50, "only {refused} were refused");
+    assert_eq!(
+        run_one(&running, continuing(&[5], greedy(3)))
+            .await
+            .ids
+            .len(),
+        3
     );
 }
 

@@ -219,3 +219,60 @@ async fn encoders_embed_and_rerank_over_http() {
     let models = send(&running, "GET", "/v1/models", "", "").await.json();
     assert_eq!(models["data"].as_array().unwrap().len(), 2);
 }
+
+/// What JSON is made of.
+const SIGNS: &[u8] = b"{}[]\",:0-9eE.tfn";
+
+#[tokio::test]
+async fn mangled_bodies_are_the_callers_fault_and_leave_the_server_well() {
+    let running = generate::serve("").await;
+    let good = greedy(
+        "The ferry",
+        &json!({
+            "n": 2, "stop": ["x"], "logit_bias": {"7": 1.5}, "seed": 3, "logprobs": 1,
+            "top_p": 0.9, "stream": false, "response_format": {"type": "text"}
+        }),
+    )
+    .to_string();
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut roll = |sides: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 33) as usize % sides
+    };
+    let mut refused = 0;
+    for _ in 0..400 {
+        let mut body = good.clone().into_bytes();
+        for _ in 0..=roll(4) {
+            let at = roll(body.len());
+            match roll(3) {
+                0 => body[at] = b' ' + roll(95) as u8,
+                1 => drop(body.remove(at)),
+                _ => body.insert(at, SIGNS[roll(SIGNS.len())]),
+            }
+        }
+        let body = String::from_utf8(body).unwrap();
+        let answer = send(&running, "POST", "/v1/completions", "", &body).await;
+        assert!(
+            [200, 400, 404].contains(&answer.status),
+            "{body}: {}",
+            answer.body
+        );
+        if answer.status != 200 {
+            refused += 1;
+            assert!(
+                answer.error()["message"].is_string(),
+                "{body}: {}",
+                answer.body
+            );
+        }
+    }
+    assert!(refused > 200, "only {refused} were refused");
+    assert_eq!(
+        send(&running, "POST", "/v1/completions", "", &good)
+            .await
+            .status,
+        200
+    );
+}

@@ -71,6 +71,7 @@ impl Runner {
         while open || !self.sequences.is_empty() {
             open = self.take_news();
             self.drop_abandoned();
+            self.resume_those_caught_up();
             let now = Instant::now();
             self.drop_expired(now);
             let step = self.scheduler.compose(now);
@@ -110,11 +111,10 @@ impl Runner {
         };
         match command {
             Ok(command) => self.obey(command),
-            Err(RecvTimeoutError::Timeout) => self.resume_those_caught_up(),
+            Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
                 if !self.sequences.is_empty() {
                     std::thread::sleep(LOOK_AGAIN);
-                    self.resume_those_caught_up();
                 }
                 return false;
             }
@@ -176,7 +176,11 @@ impl Runner {
         }
     }
 
+    /// Lets go on whose reader has made room, also where its word was lost.
     fn resume_those_caught_up(&mut self) {
+        if self.scheduler.counts().paused == 0 {
+            return;
+        }
         let caught_up: Vec<SequenceId> = self
             .sequences
             .iter()

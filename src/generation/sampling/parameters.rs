@@ -1,9 +1,10 @@
 //! How the next token is drawn, as a caller asks for it, checked.
 
-/// How the next token is drawn. The default is greedy with nothing else.
+/// How the next token is drawn.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParameters {
-    /// Logits are divided by it; 0 takes the most likely token always. 0..=100.
+    /// Logits are divided by it; 0 takes the most likely token always, as does all below
+    /// 1e-5. 0..=100.
     pub temperature: f32,
     /// Only so many most likely tokens are drawn from; 0 for all.
     pub top_k: u32,
@@ -31,9 +32,10 @@ pub struct SamplingParameters {
 }
 
 impl Default for SamplingParameters {
+    /// Draws from the model's own distribution.
     fn default() -> Self {
         Self {
-            temperature: 0.0,
+            temperature: 1.0,
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
@@ -66,6 +68,14 @@ pub const MAX_TOP_LOGPROBS: u32 = 20;
 pub const MAX_LOGIT_BIAS: usize = 1024;
 
 impl SamplingParameters {
+    /// Takes the most likely token always.
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            ..Self::default()
+        }
+    }
+
     /// Checks all ranges, for a model of `vocabulary` tokens.
     ///
     /// # Errors

@@ -126,7 +126,7 @@ fn filters() -> impl Strategy<Value = SamplingParameters> {
                 top_p,
                 min_p,
                 typical_p,
-                ..SamplingParameters::default()
+                ..SamplingParameters::greedy()
             },
         )
 }
@@ -203,7 +203,7 @@ proptest! {
         let (repetition_penalty, presence_penalty, frequency_penalty) = penalties;
         let all = SamplingParameters {
             repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
-            ..SamplingParameters::default()
+            ..SamplingParameters::greedy()
         };
         let mut sampler = Sampler::new(&all, 1);
         sampler.accept_prompt(&prompt);
@@ -275,7 +275,7 @@ fn chi_square(all: &SamplingParameters, mask: Option<&[u32]>, seed: u64) -> (f64
 fn tokens_are_drawn_as_often_as_their_probabilities_say() {
     let base = SamplingParameters {
         temperature: 1.0,
-        ..SamplingParameters::default()
+        ..SamplingParameters::greedy()
     };
     let cases = [
         base.clone(),
@@ -341,7 +341,7 @@ fn the_same_seed_draws_the_same_tokens_and_another_seed_others() {
         let all = SamplingParameters {
             temperature: 1.0,
             top_p,
-            ..SamplingParameters::default()
+            ..SamplingParameters::greedy()
         };
         assert_eq!(draws(&all, 7), draws(&all, 7));
         assert_ne!(draws(&all, 7), draws(&all, 8));
@@ -356,7 +356,7 @@ fn a_flat_distribution_widens_the_candidates_until_they_suffice() {
     let all = SamplingParameters {
         temperature: 1.0,
         top_p: 0.9,
-        ..SamplingParameters::default()
+        ..SamplingParameters::greedy()
     };
     let told = statistics(&logits);
     let mut sampler = Sampler::new(&all, 1);
@@ -374,7 +374,7 @@ fn a_flat_distribution_widens_the_candidates_until_they_suffice() {
 
 #[test]
 fn logits_that_are_not_finite_are_an_error() {
-    let mut sampler = Sampler::new(&SamplingParameters::default(), 1);
+    let mut sampler = Sampler::new(&SamplingParameters::greedy(), 1);
     for bad in [
         [f32::NAN, 1.0],
         [f32::INFINITY, 1.0],
@@ -398,7 +398,7 @@ fn the_likeliest_tokens_are_reported_by_the_models_own_probabilities() {
         &SamplingParameters {
             logit_bias: vec![(4, 100.0)],
             top_logprobs: 3,
-            ..SamplingParameters::default()
+            ..SamplingParameters::greedy()
         },
         1,
     );

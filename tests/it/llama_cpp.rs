@@ -9,6 +9,7 @@
 use std::path::PathBuf;
 
 use ferry::{
+    models::DecoderBatch,
     ops::CacheType,
     repository::read_gguf_text,
     text::{ChatMessage, ChatOptions, GenerationText, SpecialTokens},
@@ -16,7 +17,7 @@ use ferry::{
 use serde_json::Value;
 
 use super::{
-    decoders::{Decoder, argmax},
+    decoders::{Decoder, argmax, push},
     support::root,
 };
 
@@ -186,6 +187,33 @@ fn perplexity_is_that_of_llama_cpp() {
         );
         assert!(top1 >= own - 0.01, "{model}: {top1}");
         assert!(clear_top1 >= 0.995, "{model}: {clear_top1}");
+    }
+}
+
+#[test]
+fn chunks_and_company_change_no_bit_of_a_quantized_model() {
+    for model in MODELS {
+        let golden = golden(model);
+        let case = |at: usize| -> Vec<u32> {
+            let prompt = &golden["prompts"][at];
+            let (mut ids, more): (Vec<u32>, Vec<u32>) =
+                (read(&prompt["ids"]), read(&prompt["greedy"]));
+            ids.extend(more);
+            ids
+        };
+        let (first, second) = (case(0), case(1));
+        let decoder = Decoder::load(&gguf(model), 64, CacheType::F16);
+        let whole = decoder.row(&second, 0, 0);
+        // In chunks of 7 at other blocks, each beside a token of the other sequence.
+        let (mut at, mut chunked) = (0, Vec::new());
+        for (turn, chunk) in second.chunks(7).enumerate() {
+            let mut batch = DecoderBatch::default();
+            push(&mut batch, &first[turn..=turn], turn, 20);
+            push(&mut batch, chunk, at, 40);
+            at += chunk.len();
+            chunked.extend(decoder.run(&batch).split_off(1));
+        }
+        assert!(chunked == whole, "{model}: the logits differ");
     }
 }
 

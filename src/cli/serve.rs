@@ -131,8 +131,7 @@ fn announce(server: &Server, ready: usize, require_all: bool) -> Result<(), Fail
     }
     tracing::info!(models = ready, not_served = failed, grpc = %server.grpc_address, http = %server.http_address, "serving");
     let models = server.repository().ready();
-    let of_task = |task| models.iter().rfind(|model| model.task() == task);
-    if let Some(model) = of_task(Task::Generate) {
+    if let Some(model) = models.iter().rfind(|model| model.task() == Task::Generate) {
         println!("\nTry it:");
         println!(
             "  curl -N localhost:{}/v1/completions -d '{{\"model\":\"{}\",\"prompt\":\"The ferry \
@@ -141,7 +140,7 @@ fn announce(server: &Server, ready: usize, require_all: bool) -> Result<(), Fail
             model.name
         );
     }
-    let Some(model) = of_task(Task::Embed) else {
+    let Some(model) = models.iter().find(|model| model.task() == Task::Embed) else {
         return Ok(());
     };
     let port = server.grpc_address.port();

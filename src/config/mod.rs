@@ -7,12 +7,14 @@ pub mod generate;
 pub mod locate;
 pub mod manifest;
 pub mod server;
+pub mod thresholds;
 
 use std::path::{Path, PathBuf};
 
 pub use generate::{CacheType, GenerateConfig, Quantize};
 pub use manifest::{Activation, ModelManifest, Pooling, Task, Truncation};
 pub use server::ServerConfig;
+pub use thresholds::{Bound, Thresholds};
 
 /// Why a configuration file is refused.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,7 @@
-//! How far an answer can be trusted: from raw logits to probabilities, confidence and margin.
+//! How far an answer can be trusted: from raw logits to probabilities, confidence and margin; and how
+//! far two models' answers agree.
 
+pub mod comparison;
 mod confidence;
 mod spans;
 

@@ -113,6 +113,12 @@ pub enum RequestError {
     /// The server is going down; another replica can answer.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// What was asked for is not possible as things stand; an operator must change something first.
+    #[error("refused: {what}")]
+    Refused {
+        /// Why, and what to do first.
+        what: String,
+    },
     /// A part of a protocol that Ferry does not do.
     #[error("not implemented: {what}")]
     Unimplemented {

@@ -13,8 +13,8 @@ use crate::{
         grpc::{self, ListenError, Shared},
         http,
     },
-    config::ServerConfig,
-    repository::Repository,
+    config::{ServerConfig, server::ModelControl},
+    repository::{Repository, follow_folder, run_rollouts},
     telemetry::Metrics,
     text::CpuPool,
 };
@@ -78,10 +78,7 @@ impl Server {
     /// [`StartError`] when a port is taken or the models folder can't be read.
     pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
         let metrics = Metrics::new();
-        let repository = Arc::new(Repository::new(
-            config.models.directory.clone(),
-            metrics.clone(),
-        ));
+        let repository = Arc::new(Repository::new(config.models.clone(), metrics.clone()));
         let names = names_to_serve(&config, &repository)?;
         let pool = CpuPool::start(config.text.thread_count(), config.text.max_waiting_bytes)?;
         let admission = Arc::new(Admission::new(
@@ -107,13 +104,21 @@ impl Server {
         let grpc_address = grpc_listener.local_addr()?;
 
         let has_started = Arc::clone(&started);
+        let models = Arc::clone(&repository);
         let loading = tokio::task::spawn_blocking(move || {
             for name in &names {
                 // Why one failed is in its state and in the log.
-                let _ = repository.load(name);
+                let _ = repository.load(name, None);
             }
             has_started.send_replace(true);
         });
+        run_rollouts(&models)?;
+        if config.models.control == ModelControl::Watch {
+            let only = config.models.serve.clone();
+            follow_folder(&models, move |name| {
+                only.is_empty() || only.iter().any(|wanted| wanted == name)
+            })?;
+        }
         let http = tokio::spawn(http::serve(
             shared.clone(),
             http_listener,
@@ -207,6 +212,9 @@ fn names_to_serve(
                 "no version on disk; fetch its weights with models/fetch.py or ferry fetch";
             tracing::warn!(model = model.name, "not served: {reason}");
             repository.mark_unavailable(&model.name, reason.to_owned());
+            continue;
+        }
+        if !config.models.load_at_start && !asked_for {
             continue;
         }
         names.push(model.name);

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Call, CallContext};
+use super::{Call, CallContext, mirror::RowTap};
 use crate::{
     config::{Task, server::LimitsConfig},
     engine::{Answers, Departure, RowAnswer, RowWork},
@@ -32,13 +32,13 @@ pub(super) const INLINE_BYTES: usize = 1024;
 /// encoded and sent, and more than the millisecond that timers round to.
 const REPLY_MARGIN: Duration = Duration::from_millis(2);
 
-/// The gate that every request passes.
-#[derive(Debug)]
+/// The gate that every request passes; clones are the same gate.
+#[derive(Debug, Clone)]
 pub struct Admission {
     repository: Arc<Repository>,
     pool: CpuPool,
     limits: LimitsConfig,
-    closed: AtomicBool,
+    closed: Arc<AtomicBool>,
 }
 
 /// What one row gets.
@@ -69,6 +69,7 @@ pub struct Boarded {
     answers: Option<Answers>,
     deadline: Option<tokio::time::Instant>,
     context: CallContext,
+    tap: Option<RowTap>,
 }
 
 impl Admission {
@@ -78,7 +79,7 @@ impl Admission {
             repository,
             pool,
             limits,
-            closed: AtomicBool::new(false),
+            closed: Arc::default(),
         }
     }
 
@@ -112,7 +113,9 @@ impl Admission {
         context: &CallContext,
     ) -> Result<Arc<ServedModel>, RequestError> {
         self.check_open(context)?;
-        self.repository.find(&call.model, &call.version, call.task)
+        let version = context.version_of(&call.version)?;
+        let key = context.route_key.as_deref();
+        self.repository.route(&call.model, version, call.task, key)
     }
 
     /// Refuses calls while the server goes down, and those that are late already.
@@ -133,12 +136,44 @@ impl Admission {
         &self.pool
     }
 
+    /// Waits until a model that was unloaded to make room for others is back, up to the call's
+    /// deadline. Any other is no matter of waiting.
+    pub async fn wake(&self, model: &str, context: &CallContext) {
+        if !self.repository.is_evicted(model) {
+            return;
+        }
+        let (repository, name) = (Arc::clone(&self.repository), model.to_owned());
+        let loading = tokio::task::spawn_blocking(move || {
+            // Whoever comes second finds it loaded; why it failed is in its state.
+            if repository.is_evicted(&name) {
+                let _ = repository.load(&name, None);
+            }
+        });
+        match context.deadline {
+            None => drop(loading.await),
+            Some(deadline) => drop(tokio::time::timeout_at(deadline.into(), loading).await),
+        }
+    }
+
     /// Lets a request for `model` (from [`Admission::find`]) in. A row that is at fault is answered
     /// with its error and doesn't keep the others out.
     ///
     /// # Errors
     /// [`RequestError`] when the request as a whole is wrong, comes too late or finds no room.
     pub async fn board(
+        &self,
+        model: Arc<ServedModel>,
+        call: Call,
+        context: CallContext,
+    ) -> Result<Boarded, RequestError> {
+        let tap = self.mirror_rows(&model, &call);
+        let mut boarded = self.line_up(model, call, context).await?;
+        boarded.tap = tap;
+        Ok(boarded)
+    }
+
+    /// Lets a request in of which nobody gets a copy.
+    pub(super) async fn line_up(
         &self,
         model: Arc<ServedModel>,
         mut call: Call,
@@ -203,6 +238,7 @@ impl Admission {
             answers,
             deadline,
             context,
+            tap: None,
         })
     }
 
@@ -313,6 +349,14 @@ impl Boarded {
     /// The next row's answer with its index, in the order they become ready; `None` after the last.
     /// After the deadline the rows still out are answered with [`RequestError::DeadlineExceeded`].
     pub async fn next(&mut self) -> Option<(usize, RowResult)> {
+        let next = self.next_row().await;
+        if let (Some(tap), Some((row, result))) = (&mut self.tap, &next) {
+            tap.note(*row, result);
+        }
+        next
+    }
+
+    async fn next_row(&mut self) -> Option<(usize, RowResult)> {
         if let Some((row, error)) = self.refused.pop_front() {
             return Some((row, Err(error)));
         }

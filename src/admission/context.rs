@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use crate::batching::Priority;
+use crate::{batching::Priority, error::RequestError};
 
 /// What a call brings beside its input.
 #[derive(Debug, Clone)]
@@ -15,6 +15,10 @@ pub struct CallContext {
     pub tenant: Arc<str>,
     /// How urgent it is.
     pub priority: Priority,
+    /// Whom or what it is for, where that is to stay with one version while a canary runs.
+    pub route_key: Option<Arc<str>>,
+    /// The version that it is pinned to, where the call itself names none.
+    pub version: Option<Arc<str>>,
 }
 
 /// A context value that isn't understood.
@@ -30,6 +34,8 @@ impl CallContext {
             deadline: None,
             tenant: Arc::from(""),
             priority: Priority::NORMAL,
+            route_key: None,
+            version: None,
         }
     }
 
@@ -43,6 +49,23 @@ impl CallContext {
             "normal" => Ok(Priority::NORMAL),
             "low" => Ok(Priority::LOW),
             other => Err(ContextError(other.chars().take(32).collect())),
+        }
+    }
+
+    /// The version that answers: what the call names, or else what its metadata pin; empty for the
+    /// route's choice.
+    ///
+    /// # Errors
+    /// [`RequestError::InvalidArgument`] when the two say different things.
+    pub fn version_of<'a>(&'a self, named: &'a str) -> Result<&'a str, RequestError> {
+        match self.version.as_deref() {
+            None => Ok(named),
+            Some(pinned) if named.is_empty() || named == pinned => Ok(pinned),
+            Some(pinned) => Err(RequestError::invalid(
+                "x-ferry-version",
+                format_args!("'{pinned}', and the call names '{named}'"),
+                "one of the two, or both the same",
+            )),
         }
     }
 

@@ -8,6 +8,7 @@ mod board;
 mod check;
 mod context;
 mod generate;
+mod mirror;
 
 pub use board::{Admission, AnsweredRow, Boarded, RowResult};
 pub use check::Call;

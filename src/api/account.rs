@@ -42,6 +42,7 @@ pub async fn answer_call<T>(
     encode: impl FnOnce(&Answered) -> Result<T, RequestError>,
 ) -> Result<T, RequestError> {
     let received = context.received;
+    admission.wake(&call.model, &context).await;
     let (model, account) = find(admission, metrics, &call, &context)?;
     let mut boarded = match admission.board(model, call, context).await {
         Ok(boarded) => boarded,
@@ -102,6 +103,7 @@ pub struct Account {
 impl Account {
     /// Opens the account of a call to `model`.
     pub(super) fn open(model: Arc<ServedModel>, received: Instant) -> Self {
+        model.traffic.open();
         Self {
             model,
             received,
@@ -149,8 +151,9 @@ impl Account {
     fn close(&mut self, outcome: Outcome) {
         self.closed = true;
         self.model.metrics.count_request(outcome);
-        let total = self.received.elapsed().as_secs_f64();
-        self.model.metrics.request_time.observe(total);
+        let total = self.received.elapsed();
+        self.model.metrics.request_time.observe(total.as_secs_f64());
+        self.model.traffic.close(outcome, total);
     }
 }
 

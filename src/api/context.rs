@@ -18,8 +18,8 @@ pub fn read_context(metadata: &MetadataMap, max_bytes: usize) -> Result<CallCont
     read_headers(metadata.as_ref(), max_bytes)
 }
 
-/// Reads `grpc-timeout`, `x-request-timeout-ms` (the shorter counts), `x-ferry-tenant` and
-/// `x-ferry-priority`. The clock of the deadline starts now.
+/// Reads `grpc-timeout`, `x-request-timeout-ms` (the shorter counts), `x-ferry-tenant`,
+/// `x-ferry-priority`, `x-ferry-version` and `x-ferry-route-key`. The clock of the deadline starts now.
 ///
 /// # Errors
 /// [`RequestError::InvalidArgument`] naming the header whose value isn't understood.
@@ -52,6 +52,12 @@ pub fn read_headers(headers: &HeaderMap, max_bytes: usize) -> Result<CallContext
         context.priority = CallContext::parse_priority(priority).map_err(|error| {
             RequestError::invalid("x-ferry-priority", error, "high, normal or low")
         })?;
+    }
+    if let Some(key) = read(headers, "x-ferry-route-key", max_bytes)? {
+        context.route_key = Some(Arc::from(key));
+    }
+    if let Some(version) = read(headers, "x-ferry-version", max_bytes)? {
+        context.version = Some(Arc::from(version));
     }
     Ok(context)
 }

@@ -41,6 +41,7 @@ pub async fn start_generation(
     context: CallContext,
 ) -> Result<AccountedGeneration, RequestError> {
     let received = context.received;
+    admission.wake(&call.model, &context).await;
     let model = admission
         .find_generator(&call.model, &call.version, &context)
         .inspect_err(|error| metrics.count_unrouted(status::map(error).outcome))?;

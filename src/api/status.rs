@@ -8,6 +8,7 @@
 //! | `Overloaded`, `DeadlineUnreachable` | `RESOURCE_EXHAUSTED`, with a retry hint | 429 |
 //! | `DeadlineExceeded` | `DEADLINE_EXCEEDED` | 504 |
 //! | `Cancelled` | `CANCELLED` | 499 |
+//! | `Refused` | `FAILED_PRECONDITION` | 409 |
 //! | `Unimplemented` | `UNIMPLEMENTED` | 501 |
 //! | `Internal` | `INTERNAL` | 500 |
 
@@ -43,6 +44,7 @@ pub fn map(error: &RequestError) -> Mapped {
         }
         E::DeadlineExceeded { .. } => (Code::DeadlineExceeded, 504, Outcome::DeadlineExceeded),
         E::Cancelled => (Code::Cancelled, 499, Outcome::Cancelled),
+        E::Refused { .. } => (Code::FailedPrecondition, 409, Outcome::Invalid),
         E::Unimplemented { .. } => (Code::Unimplemented, 501, Outcome::Invalid),
         E::Internal { .. } => (Code::Internal, 500, Outcome::Internal),
     };

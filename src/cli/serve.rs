@@ -8,7 +8,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Failure, io_runtime};
 use crate::{
     config::{ServerConfig, Task, server::LogFormat},
-    repository::ModelState,
     server::Server,
     telemetry::logs,
 };
@@ -86,6 +85,7 @@ async fn serve(config: ServerConfig) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let require_all = config.models.require_all;
+    let load_at_start = config.models.load_at_start;
     let mut server = Server::start(config).await?;
     tracing::info!(
         grpc = %server.grpc_address,
@@ -96,7 +96,7 @@ async fn serve(config: ServerConfig) -> Result<(), Failure> {
         _ = terminate.recv() => true,
         _ = interrupt.recv() => true,
         ready = server.loaded() => {
-            announce(&server, ready, require_all)?;
+            announce(&server, ready, require_all, load_at_start)?;
             false
         }
     };
@@ -114,16 +114,22 @@ async fn serve(config: ServerConfig) -> Result<(), Failure> {
 }
 
 /// Says what is served and gives a call to try.
-fn announce(server: &Server, ready: usize, require_all: bool) -> Result<(), Failure> {
-    let states = server.repository().standings();
-    let failed = states.iter().filter(|standing| {
-        standing.version.is_some() && matches!(standing.state, ModelState::Unavailable { .. })
+fn announce(
+    server: &Server,
+    ready: usize,
+    require_all: bool,
+    load_at_start: bool,
+) -> Result<(), Failure> {
+    let states = server.repository().status();
+    let failed = states.iter().filter(|model| {
+        let mut versions = model.versions.iter();
+        versions.any(|version| version.state == "failed")
     });
     let failed = failed.count();
     if require_all && failed > 0 {
         return Err(format!("{failed} models failed to load and models.require_all is set").into());
     }
-    if ready == 0 {
+    if ready == 0 && load_at_start {
         return Err(
             "no model is ready; bring some with `python3 models/fetch.py` and see the log above"
                 .into(),

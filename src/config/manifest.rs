@@ -10,7 +10,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, GenerateConfig, Violation, read_checked};
+use super::{
+    ConfigError, GenerateConfig, RolloutConfig, ShareConfig, VersionsConfig, Violation,
+    read_checked, rollout,
+};
 
 /// What a model does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +110,18 @@ pub struct ModelManifest {
     /// What the model runs on.
     #[serde(default)]
     pub resources: ResourcesConfig,
+    /// Which versions are loaded.
+    #[serde(default)]
+    pub versions: VersionsConfig,
+    /// A version that answers a share of the requests.
+    #[serde(default)]
+    pub canary: ShareConfig,
+    /// A version that gets copies of a share of the requests and whose answers go to nobody.
+    #[serde(default)]
+    pub shadow: ShareConfig,
+    /// When a canary or shadow is promoted or rolled back by itself.
+    #[serde(default)]
+    pub rollout: RolloutConfig,
 }
 
 /// Where weights come from, for `ferry fetch`.
@@ -234,6 +249,10 @@ impl ModelManifest {
             batching: BatchingConfig::default(),
             generate: GenerateConfig::default(),
             resources: ResourcesConfig::default(),
+            versions: VersionsConfig::default(),
+            canary: ShareConfig::default(),
+            shadow: ShareConfig::default(),
+            rollout: RolloutConfig::default(),
         }
     }
 
@@ -276,6 +295,7 @@ impl ModelManifest {
             "1 to 1048576",
         )?;
         self.generate.validate()?;
+        rollout::validate(&self.versions, &self.canary, &self.shadow, &self.rollout)?;
         Violation::unless(
             self.task != Task::Generate || self.resources.instances == 1,
             "resources.instances",

@@ -6,6 +6,7 @@
 pub mod generate;
 pub mod locate;
 pub mod manifest;
+pub mod rollout;
 pub mod server;
 pub mod thresholds;
 
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 pub use generate::{CacheType, GenerateConfig, Quantize};
 pub use manifest::{Activation, ModelManifest, Pooling, Task, Truncation};
+pub use rollout::{RolloutConfig, ServedVersions, ShareConfig, VersionRule, VersionsConfig};
 pub use server::ServerConfig;
 pub use thresholds::{Bound, Thresholds};
 

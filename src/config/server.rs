@@ -40,6 +40,33 @@ pub struct ModelsConfig {
     pub serve: Vec<String>,
     /// Whether a model that fails to load at start stops the server.
     pub require_all: bool,
+    /// Who may change what is served after the start.
+    pub control: ModelControl,
+    /// Whether models are loaded at the start; without, each waits for somebody to ask for it.
+    pub load_at_start: bool,
+    /// How often the folder is looked at, in seconds, where `control = "watch"`.
+    pub poll_seconds: f64,
+    /// Memory for all models together, in MiB; a load beyond it is refused before it starts. 0 for
+    /// what the machine (or its cgroup) has free at the time.
+    pub memory_mib: u64,
+    /// Whether models that nobody has used for longest make room for one that does not fit. They are
+    /// loaded again when they are asked for.
+    pub evict_idle: bool,
+    /// A file that keeps the routes set by operators and rollouts, so that they outlive a restart;
+    /// empty for none: the manifests hold then.
+    pub state_file: PathBuf,
+}
+
+/// Who may change what is served after the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelControl {
+    /// Operators, through the API.
+    Api,
+    /// Operators, and the models folder: what changes there is loaded and unloaded.
+    Watch,
+    /// Nobody.
+    None,
 }
 
 impl Default for ModelsConfig {
@@ -48,6 +75,12 @@ impl Default for ModelsConfig {
             directory: PathBuf::from("models"),
             serve: Vec::new(),
             require_all: false,
+            control: ModelControl::Api,
+            load_at_start: true,
+            poll_seconds: 5.0,
+            memory_mib: 0,
+            evict_idle: false,
+            state_file: PathBuf::new(),
         }
     }
 }
@@ -269,6 +302,12 @@ impl ServerConfig {
             "text.max_waiting_bytes",
             self.text.max_waiting_bytes,
             "at least limits.max_text_bytes",
+        )?;
+        Violation::unless(
+            (0.05..=3600.0).contains(&self.models.poll_seconds),
+            "models.poll_seconds",
+            self.models.poll_seconds,
+            "0.05 to 3600",
         )?;
         Violation::unless(
             self.text.threads <= 1024,

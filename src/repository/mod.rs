@@ -1,14 +1,34 @@
-//! The models on disk and those that are served: find, load, warm, route, unload.
+//! The models on disk and those that are served: find, load, warm, route, swap, unload.
 //!
-//! Requests look a model up in an immutable map that is swapped as a whole, so looking up takes no
+//! Requests look a version up in an immutable table that is swapped as a whole, so looking up takes no
 //! lock and a load beside it is never waited for.
 
 mod discover;
+mod folder;
+mod lease;
 mod load;
+mod memory;
+mod mirror;
+mod rollout;
+mod route;
 mod served;
+mod state_file;
+mod status;
 mod store;
+mod table;
+mod verdict;
 
 pub use discover::{FoundModel, find_models};
-pub use load::{LoadError, head_of, load_model, read_gguf_text, read_manifest};
+pub use folder::follow_folder;
+pub use load::{
+    LoadError, LoadStage, head_of, load_model, load_version, read_gguf_text, read_manifest,
+};
+pub use memory::NoMemory;
+pub use mirror::{Mirror, MirrorCounts, Trial};
+pub use rollout::run_rollouts;
+pub use route::{Route, RouteChange, Share};
 pub use served::{Runner, ServedDecoder, ServedEncoder, ServedModel};
-pub use store::{ModelState, Repository, Standing};
+pub use status::{ModelStatus, TrialStatus, VersionStatus};
+pub use store::{Repository, Swap};
+pub use table::{Decision, VersionState};
+pub use verdict::{BrokenRule, Evidence, Seen, Verdict, judge};

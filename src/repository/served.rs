@@ -5,11 +5,14 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use arc_swap::ArcSwapOption;
+
+use super::{Mirror, lease::Lease};
 use crate::{
     config::{Activation, ModelManifest, Task},
     engine::{Engine, GenerationEngine},
     error::RequestError,
-    telemetry::{GenerationMetrics, ModelMetrics, ModelStatistics},
+    telemetry::{GenerationMetrics, ModelMetrics, ModelStatistics, Traffic},
     text::{GenerationText, TextEncoder},
 };
 
@@ -34,12 +37,18 @@ pub struct ServedModel {
     pub metrics: ModelMetrics,
     /// Its cumulative statistics.
     pub statistics: Arc<ModelStatistics>,
+    /// How its requests end.
+    pub traffic: Traffic,
+    /// Who gets copies of its requests.
+    pub(super) mirror: ArcSwapOption<Mirror>,
     /// Bytes of its weights in memory.
     pub memory_bytes: u64,
     /// How long it took to load and warm.
     pub load_time: Duration,
     /// When it was ready.
     pub loaded_at: SystemTime,
+    /// Last, so that it tells of the end when all else is freed.
+    pub(super) lease: Lease,
 }
 
 /// What runs a model.
@@ -113,6 +122,24 @@ impl ServedModel {
             model: self.name.clone(),
             task: self.task().to_string(),
             asked: asked.to_owned(),
+        }
+    }
+
+    /// The version as a number.
+    pub fn number(&self) -> u64 {
+        self.version.parse().unwrap_or_default()
+    }
+
+    /// Who gets copies of its requests.
+    pub fn mirror(&self) -> Option<Arc<Mirror>> {
+        self.mirror.load_full()
+    }
+
+    /// Whether requests wait for it: what can be put off had better be.
+    pub fn is_busy(&self) -> bool {
+        match &self.runner {
+            Runner::Encoder(encoder) => encoder.engine.waiting_rows() > 0,
+            Runner::Decoder(decoder) => decoder.engine.is_busy(),
         }
     }
 

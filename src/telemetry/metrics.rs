@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
+    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
 };
 
 use super::generation::{GenerationFamilies, GenerationMetrics};
@@ -75,6 +75,9 @@ struct Families {
     isolated_batches: IntCounterVec,
     /// Requests that named no model that is here.
     unrouted: IntCounterVec,
+    /// Copies of requests, by what became of them.
+    mirrored: IntCounterVec,
+    agreement: GaugeVec,
     generation: GenerationFamilies,
 }
 
@@ -106,6 +109,19 @@ impl FlushCounters {
     pub fn drain(&self) {
         self.0[4].inc();
     }
+}
+
+/// The metrics of a candidate version beside the stable one.
+#[derive(Debug, Clone)]
+pub struct TrialMetrics {
+    /// Requests that both have answered.
+    pub compared: IntCounter,
+    /// Copies that were not sent.
+    pub dropped: IntCounter,
+    /// Copies that were not answered.
+    pub failed: IntCounter,
+    /// How far the answers agree, 0 to 1.
+    pub agreement: Gauge,
 }
 
 /// The metrics of one model version.
@@ -196,6 +212,24 @@ impl Metrics {
         self.families.generation.model(model, version)
     }
 
+    /// The handles of a candidate version beside the stable one.
+    pub fn trial(&self, model: &str, stable: &str, candidate: &str) -> TrialMetrics {
+        let families = &self.families;
+        let copies = |result| {
+            families
+                .mirrored
+                .with_label_values(&[model, stable, candidate, result])
+        };
+        TrialMetrics {
+            compared: copies("compared"),
+            dropped: copies("dropped"),
+            failed: copies("failed"),
+            agreement: families
+                .agreement
+                .with_label_values(&[model, stable, candidate]),
+        }
+    }
+
     /// Counts a request that ended before it found a model.
     pub fn count_unrouted(&self, outcome: Outcome) {
         self.families
@@ -240,7 +274,21 @@ impl Families {
             model,
         )?;
         registry.register(Box::new(waiting_rows.clone()))?;
+        let agreement = GaugeVec::new(
+            Opts::new(
+                "ferry_candidate_agreement",
+                "How far a candidate version's answers agree with the stable version's, 0 to 1.",
+            ),
+            &["model", "stable", "candidate"],
+        )?;
+        registry.register(Box::new(agreement.clone()))?;
         Ok(Self {
+            mirrored: counter(
+                "ferry_mirrored_requests_total",
+                "Copies of requests for a candidate version's trial, by what became of them.",
+                &["model", "stable", "candidate", "result"],
+            )?,
+            agreement,
             requests: counter(
                 "ferry_requests_total",
                 "Requests, by how they ended.",

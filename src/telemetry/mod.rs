@@ -7,7 +7,9 @@ pub mod logs;
 mod generation;
 mod metrics;
 mod statistics;
+mod traffic;
 
 pub use generation::GenerationMetrics;
-pub use metrics::{FlushCounters, Metrics, ModelMetrics, Outcome};
+pub use metrics::{FlushCounters, Metrics, ModelMetrics, Outcome, TrialMetrics};
 pub use statistics::{BatchTimes, ModelStatistics, RequestTimes, Snapshot, StatDuration};
+pub use traffic::{Traffic, TrafficReading};

@@ -37,7 +37,10 @@ impl Admission {
         context: &CallContext,
     ) -> Result<Arc<ServedModel>, RequestError> {
         self.check_open(context)?;
-        self.repository().find(model, version, Some(Task::Generate))
+        let version = context.version_of(version)?;
+        let key = context.route_key.as_deref();
+        self.repository()
+            .route(model, version, Some(Task::Generate), key)
     }
 
     /// Lets a call to generate in, for `model` from [`Admission::find_generator`].
@@ -45,6 +48,20 @@ impl Admission {
     /// # Errors
     /// [`RequestError`] when the call is wrong, comes too late or finds no room.
     pub async fn generate(
+        &self,
+        model: Arc<ServedModel>,
+        call: GenerateCall,
+        context: CallContext,
+    ) -> Result<Generation, RequestError> {
+        let mut generation = self
+            .line_up_generation(Arc::clone(&model), call, context)
+            .await?;
+        generation.tap = self.mirror_generation(&model, &generation.prompt);
+        Ok(generation)
+    }
+
+    /// Lets a call in of which nobody gets a copy.
+    pub(in crate::admission) async fn line_up_generation(
         &self,
         model: Arc<ServedModel>,
         call: GenerateCall,
@@ -139,6 +156,8 @@ impl Admission {
         Ok(Generation {
             model,
             prompt_tokens: prompt.len() as u32,
+            prompt,
+            tap: None,
             tokenize,
             continuations,
             turn: 0,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{continuation::Continuation, piece::Piece};
-use crate::{error::RequestError, repository::ServedModel};
+use crate::{admission::mirror::TokenTap, error::RequestError, repository::ServedModel};
 
 /// A generation whose sequences are in line. Dropping it cancels those that have not ended.
 #[derive(Debug)]
@@ -19,6 +19,8 @@ pub struct Generation {
     pub prompt_tokens: u32,
     /// Time the prompt took to be tokenized, waiting included.
     pub tokenize: Duration,
+    pub(super) prompt: Vec<u32>,
+    pub(super) tap: Option<TokenTap>,
     pub(super) continuations: Vec<Continuation>,
     /// Which one is asked first, so that none speaks for the others.
     pub(super) turn: usize,
@@ -30,7 +32,15 @@ pub struct Generation {
 impl Generation {
     /// The next piece of any continuation; `None` when all have ended. An error ends them all.
     pub async fn next(&mut self) -> Option<Result<Piece, RequestError>> {
-        std::future::poll_fn(|context| self.poll_next(context)).await
+        let next = std::future::poll_fn(|context| self.poll_next(context)).await;
+        if let (Some(tap), Some(Ok(piece))) = (&mut self.tap, &next)
+            && piece.index == 0
+            && !piece.is_prompt
+        {
+            let tokens = piece.tokens.iter().map(|token| token.id);
+            tap.note(tokens, piece.finish.is_some());
+        }
+        next
     }
 
     /// Whether every continuation has ended and every piece was handed out.

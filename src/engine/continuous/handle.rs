@@ -126,6 +126,11 @@ impl GenerationEngine {
         Ok(streams)
     }
 
+    /// Whether sequences wait for others to end.
+    pub fn is_busy(&self) -> bool {
+        self.load.is_full()
+    }
+
     /// Sequences accepted and not ended.
     pub fn sequences(&self) -> usize {
         self.load.alive()

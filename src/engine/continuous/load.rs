@@ -35,6 +35,11 @@ impl Load {
         self.alive.load(Relaxed)
     }
 
+    /// Whether as many are alive as can run.
+    pub(super) fn is_full(&self) -> bool {
+        self.alive() >= self.running
+    }
+
     /// Counts `sequences` more as alive; when they don't fit, tells how many are.
     pub(super) fn reserve(&self, sequences: usize) -> Result<(), usize> {
         self.alive

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use candle_core::{Device, quantized::GgmlDType};
 
-use super::{LoadError, Loaded, Loading, read_gguf_text};
+use super::{LoadError, LoadStage, Loaded, Loading, read_gguf_text};
 use crate::{
     config::{self, Activation, Quantize, manifest::find_gguf},
     engine::{
@@ -79,6 +79,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     let cache = decoder.new_cache(blocks, settings.block_size, cache_type)?;
     let memory_bytes = decoder.memory_bytes() + blocks * block_bytes;
     let mut forward: StepForward = Box::new(move |batch| step(&decoder, &cache, batch));
+    (loading.tell)(LoadStage::WarmUp);
     warm_up(&mut forward, settings.block_size)?;
 
     let generation_metrics = loading.families.generation(&model.name, loading.version);

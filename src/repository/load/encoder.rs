@@ -7,7 +7,7 @@ use std::{
 
 use candle_core::Device;
 
-use super::{LoadError, Loaded, Loading};
+use super::{LoadError, LoadStage, Loaded, Loading};
 use crate::{
     batching::BatchPolicy,
     config::{Activation, ModelManifest, Pooling, Task},
@@ -57,6 +57,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         },
         &forward,
     )?;
+    (loading.tell)(LoadStage::WarmUp);
     warm_up(&forward, &engine, max_tokens, manifest)?;
     Ok(Loaded {
         labels: encoder.labels().to_vec(),

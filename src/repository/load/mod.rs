@@ -10,13 +10,15 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use super::{FoundModel, Runner, ServedModel};
+use arc_swap::ArcSwapOption;
+
+use super::{FoundModel, Runner, ServedModel, lease::Lease};
 use crate::{
     batching::PolicyError,
     config::{Activation, ConfigError, ModelManifest, Task},
     engine::continuous,
     models::{self, ForwardError},
-    telemetry::{Metrics, ModelMetrics, ModelStatistics},
+    telemetry::{Metrics, ModelMetrics, ModelStatistics, Traffic},
     text::{ChatError, TokenizerError, VocabularyError},
 };
 
@@ -103,6 +105,8 @@ struct Loading<'a> {
     /// For the metrics that only some models have.
     families: &'a Metrics,
     version: &'a str,
+    /// Told how far the load has come.
+    tell: &'a dyn Fn(LoadStage),
 }
 
 /// What is loaded of a model.
@@ -114,16 +118,36 @@ struct Loaded {
     memory_bytes: u64,
 }
 
+/// How far a load has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadStage {
+    /// The weights are there; the warm-up runs.
+    WarmUp,
+}
+
 /// Loads the newest version of `model` and warms it up. Takes seconds; call it off the I/O threads.
 ///
 /// # Errors
 /// [`LoadError`] says what is wrong with which file.
 pub fn load_model(model: &FoundModel, metrics: &Metrics) -> Result<ServedModel, LoadError> {
-    let started = Instant::now();
-    let version = *model
+    let newest = *model
         .versions
         .last()
         .ok_or_else(|| LoadError::NoVersion(model.dir.clone()))?;
+    load_version(model, newest, metrics, &|_| {})
+}
+
+/// Loads a version of `model` and warms it up, telling how far it has come.
+///
+/// # Errors
+/// [`LoadError`] says what is wrong with which file.
+pub fn load_version(
+    model: &FoundModel,
+    version: u64,
+    metrics: &Metrics,
+    tell: &dyn Fn(LoadStage),
+) -> Result<ServedModel, LoadError> {
+    let started = Instant::now();
     let dir = model.version_dir(version);
     let manifest = read_manifest(model, &dir)?;
     let version = version.to_string();
@@ -139,6 +163,7 @@ pub fn load_model(model: &FoundModel, metrics: &Metrics) -> Result<ServedModel, 
         statistics: Arc::new(ModelStatistics::new(most_rows)),
         families: metrics,
         version: &version,
+        tell,
     };
     let loaded = match manifest.task {
         Task::Generate => decoder::load(&loading)?,
@@ -156,8 +181,11 @@ pub fn load_model(model: &FoundModel, metrics: &Metrics) -> Result<ServedModel, 
         runner: loaded.runner,
         metrics,
         statistics,
+        traffic: Traffic::default(),
+        mirror: ArcSwapOption::empty(),
         load_time: started.elapsed(),
         loaded_at: SystemTime::now(),
+        lease: Lease::default(),
     })
 }
 

@@ -62,6 +62,7 @@ async fn run(
     encode: &EncodeRow,
     replies: &Replies<StreamResponse>,
 ) -> Result<(), RequestError> {
+    shared.admission.wake(&call.model, &context).await;
     let (model, account) = find(&shared.admission, &shared.metrics, &call, &context)?;
     let mut boarded = match shared
         .admission

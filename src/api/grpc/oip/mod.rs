@@ -29,7 +29,6 @@ use crate::{
     },
     config::Task,
     error::RequestError,
-    repository::ModelState,
 };
 
 /// The service.
@@ -61,6 +60,7 @@ async fn infer(
     request: pb::ModelInferRequest,
     context: CallContext,
 ) -> Result<pb::ModelInferResponse, RequestError> {
+    shared.admission.wake(&request.model_name, &context).await;
     let model =
         shared
             .admission
@@ -105,6 +105,7 @@ async fn infer_in_stream(
     replies: Replies<pb::ModelStreamInferResponse>,
 ) {
     let id = request.id.clone();
+    shared.admission.wake(&request.model_name, &context).await;
     let repository = shared.admission.repository();
     let model = repository.find(&request.model_name, &request.model_version, None);
     let answered = if model.is_ok_and(|model| model.task() == Task::Generate) {
@@ -164,13 +165,10 @@ impl GrpcInferenceService for OpenInference {
         request: Request<pb::ModelReadyRequest>,
     ) -> Result<Response<pb::ModelReadyResponse>, Status> {
         let request = request.into_inner();
-        let state = self.shared.admission.repository().state(&request.name);
-        let ready = match state {
-            Some(ModelState::Ready(model)) => {
-                request.version.is_empty() || request.version == model.version
-            }
-            _ => false,
-        };
+        let repository = self.shared.admission.repository();
+        let ready = repository
+            .find(&request.name, &request.version, None)
+            .is_ok();
         Ok(Response::new(pb::ModelReadyResponse { ready }))
     }
 

@@ -8,25 +8,44 @@ use crate::{
         repository_index_response::ModelIndex,
     },
     error::RequestError,
-    repository::{ModelState, Repository},
+    repository::{Repository, VersionStatus},
 };
 
 pub fn index(repository: &Repository, only_ready: bool) -> pb::RepositoryIndexResponse {
-    let models = repository.standings().into_iter().filter_map(|standing| {
-        let (state, reason) = match standing.state {
-            ModelState::Ready(_) => ("READY", String::new()),
-            ModelState::Loading => ("LOADING", String::new()),
-            ModelState::Unavailable { reason } => ("UNAVAILABLE", reason),
-        };
-        (!only_ready || state == "READY").then(|| ModelIndex {
-            name: standing.name,
-            version: standing.version.unwrap_or_default(),
-            state: state.to_owned(),
-            reason,
-        })
-    });
-    pb::RepositoryIndexResponse {
-        models: models.collect(),
+    let mut models = Vec::new();
+    for model in repository.status() {
+        let loaded = |version: &&VersionStatus| version.since > 0.0;
+        let versions = model.versions.iter().filter(loaded);
+        let before = models.len();
+        models.extend(versions.map(|version| ModelIndex {
+            name: model.name.clone(),
+            version: version.version.to_string(),
+            state: triton_state(version.state).to_owned(),
+            reason: version.reason.clone(),
+        }));
+        if models.len() == before {
+            // Never loaded: on disk, or without a version at all.
+            let version = model.versions.last();
+            let reason = Some(model.note).filter(|note| !note.is_empty());
+            models.push(ModelIndex {
+                name: model.name,
+                version: version.map_or_else(String::new, |version| version.version.to_string()),
+                state: "UNAVAILABLE".to_owned(),
+                reason: reason.unwrap_or_else(|| "not loaded".to_owned()),
+            });
+        }
+    }
+    models.retain(|model| !only_ready || model.state == "READY");
+    pb::RepositoryIndexResponse { models }
+}
+
+/// Triton's name for a state.
+fn triton_state(state: &str) -> &'static str {
+    match state {
+        "ready" => "READY",
+        "loading" | "warming" => "LOADING",
+        "draining" => "UNLOADING",
+        _ => "UNAVAILABLE",
     }
 }
 
@@ -45,9 +64,12 @@ pub async fn load(
         });
     }
     let repository = Arc::clone(repository);
-    tokio::task::spawn_blocking(move || repository.load(&request.model_name))
-        .await
-        .map_err(|_| RequestError::internal("the load panicked"))??;
+    tokio::task::spawn_blocking(move || {
+        repository.check_control()?;
+        repository.load(&request.model_name, None)
+    })
+    .await
+    .map_err(|_| RequestError::internal("the load panicked"))??;
     Ok(pb::RepositoryModelLoadResponse {})
 }
 
@@ -74,9 +96,12 @@ pub async fn unload(
     }
     let repository = Arc::clone(repository);
     // Waits for a load under way, so it is not for an I/O thread either.
-    tokio::task::spawn_blocking(move || repository.unload(&request.model_name))
-        .await
-        .map_err(|_| RequestError::internal("the unload panicked"))??;
+    tokio::task::spawn_blocking(move || {
+        repository.check_control()?;
+        repository.unload(&request.model_name, None)
+    })
+    .await
+    .map_err(|_| RequestError::internal("the unload panicked"))??;
     Ok(pb::RepositoryModelUnloadResponse {})
 }
 

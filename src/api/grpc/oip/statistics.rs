@@ -14,7 +14,7 @@ pub fn read(
     version: &str,
 ) -> Result<pb::ModelStatisticsResponse, RequestError> {
     let models = if name.is_empty() {
-        repository.ready()
+        repository.all_ready()
     } else {
         vec![repository.find(name, version, None)?]
     };

@@ -93,6 +93,7 @@ impl From<RequestError> for ApiError {
             E::DeadlineExceeded { .. } => "deadline_exceeded",
             E::Cancelled => "cancelled",
             E::ShuttingDown => "shutting_down",
+            E::Refused { .. } => "refused",
             E::Unimplemented { .. } => "not_implemented",
             E::Internal { .. } => "internal_error",
         };

@@ -1,0 +1,99 @@
+//! Memory admission: a load that will not fit is refused before it starts, with the numbers.
+
+use std::path::Path;
+
+use crate::{
+    config::{ModelManifest, Task, manifest::find_gguf},
+    models::{DecoderSummary, ModelSummary},
+};
+
+/// Bytes that a version will take: its weights as they are kept in memory and, for a model that
+/// generates, its cache. `None` where its files can't be read; its load will say why.
+pub(super) fn estimate(dir: &Path, manifest: &ModelManifest) -> Option<u64> {
+    let gguf = find_gguf(dir);
+    let weights = if manifest.task == Task::Generate || gguf.is_some() {
+        let source = gguf.as_deref().unwrap_or(dir);
+        DecoderSummary::read(source).ok()?.memory_bytes
+    } else {
+        ModelSummary::read(dir).ok()?.memory_bytes
+    };
+    let cache = match manifest.task {
+        Task::Generate => manifest.generate.cache_mib << 20,
+        _ => 0,
+    };
+    Some((weights + cache) as u64)
+}
+
+/// Bytes that can still be taken before the machine, or the control group that this process is in,
+/// has none. `None` where the system doesn't tell.
+pub(super) fn available() -> Option<u64> {
+    let machine = machine_available(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
+    let read = |file: &str| {
+        let path = Path::new("/sys/fs/cgroup").join(file);
+        std::fs::read_to_string(path)
+            .ok()?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    };
+    // "max", where there is no limit, is no number.
+    let Some(limit) = read("memory.max") else {
+        return Some(machine);
+    };
+    let used = read("memory.current").unwrap_or(0);
+    Some(machine.min(limit.saturating_sub(used)))
+}
+
+fn machine_available(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find(|line| line.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib << 10)
+}
+
+/// Memory that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it takes about {} MiB and {} MiB are free{}; unload another version, set models.evict_idle, \
+     raise models.memory_mib, or serve a smaller quantization",
+    needed >> 20, free >> 20, limit_suffix(*limit)
+)]
+pub struct NoMemory {
+    /// Bytes that the version takes.
+    pub needed: u64,
+    /// Bytes that are free.
+    pub free: u64,
+    /// The limit for all models, where one is set.
+    pub limit: Option<u64>,
+}
+
+fn limit_suffix(limit: Option<u64>) -> String {
+    limit.map_or_else(String::new, |limit| {
+        format!(" of models.memory_mib = {}", limit >> 20)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_system_says_what_is_free() {
+        let page = "MemTotal:  100 kB\nMemAvailable:   64 kB\n";
+        assert_eq!(machine_available(page), Some(64 << 10));
+        assert_eq!(machine_available("MemTotal: 100 kB\n"), None);
+        assert!(available().is_none_or(|bytes| bytes > 1 << 20));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_in_numbers() {
+        let error = NoMemory {
+            needed: 900 << 20,
+            free: 100 << 20,
+            limit: Some(512 << 20),
+        };
+        let text = error.to_string();
+        assert!(text.contains("about 900 MiB and 100 MiB are free of models.memory_mib = 512"));
+    }
+}

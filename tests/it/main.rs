@@ -27,3 +27,4 @@ mod openai;
 mod repository;
 mod support;
 mod typed;
+mod versions;

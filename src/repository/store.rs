@@ -64,6 +64,9 @@ pub(super) struct Inner {
     loading: AtomicU64,
 }
 
+/// How long an evicted model's last requests are waited for.
+const EVICTION: Duration = Duration::from_secs(5);
+
 /// What a swap did.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Swap {
@@ -419,32 +422,38 @@ impl Repository {
     ///
     /// # Errors
     /// [`RequestError::ModelNotFound`] when no model of that name was ever loaded,
-    /// [`RequestError::VersionNotFound`] when that version was not.
+    /// [`RequestError::VersionNotFound`] when that version was not, [`RequestError::Refused`] when it
+    /// is the stable one and others are ready: that would leave them without requests.
     pub fn unload(&self, name: &str, version: Option<u64>) -> Result<(), RequestError> {
-        self.unload_because(name, version, "unloaded", false)
-    }
-
-    fn unload_because(
-        &self,
-        name: &str,
-        version: Option<u64>,
-        why: &str,
-        evicted: bool,
-    ) -> Result<(), RequestError> {
-        if !self.table().contains_key(name) {
-            return Err(unknown(&self.table(), name));
+        let table = self.table();
+        if !table.contains_key(name) {
+            return Err(unknown(&table, name));
         }
         let operation = self.operation_of(name);
         let _held = lock(&operation);
         let entry = self.entry(name)?;
-        if let Some(version) = version
-            && !entry.versions.contains_key(&version)
-        {
-            return Err(entry
-                .find(name, &version.to_string(), None)
-                .err()
-                .unwrap_or(RequestError::Cancelled));
+        if let Some(version) = version {
+            if !entry.versions.contains_key(&version) {
+                return Err(entry.no_such_version(name, &version.to_string()));
+            }
+            let mut others = entry.all_ready().filter(|(other, _)| *other != version);
+            if entry.route.stable == Some(version)
+                && let Some((other, _)) = others.next()
+            {
+                return Err(RequestError::Refused {
+                    what: format!(
+                        "version {version} of model '{name}' is the stable one; swap to another \
+                         (such as {other}) first, or unload the model as a whole"
+                    ),
+                });
+            }
         }
+        self.take_out(name, version, "unloaded", false);
+        Ok(())
+    }
+
+    /// Takes a version out of service, or all of them. The caller holds the model's operation.
+    fn take_out(&self, name: &str, version: Option<u64>, why: &str, evicted: bool) {
         self.inner.change(name, |entry| {
             let gone: Vec<u64> = match version {
                 Some(version) => vec![version],
@@ -462,7 +471,6 @@ impl Repository {
             }
         });
         tracing::info!(model = name, version, why, "unloaded");
-        Ok(())
     }
 
     /// Waits until a version that takes no more requests has ended those it had; true when it has.
@@ -752,7 +760,7 @@ impl Repository {
     fn reserve(&self, name: &str, needed: u64) -> Result<Reserved, NoMemory> {
         let inner = &self.inner;
         loop {
-            {
+            let refused = {
                 let resident = lock(&inner.resident);
                 let loading = inner.loading.load(Relaxed);
                 let limit = Some(inner.config.memory_mib << 20).filter(|&limit| limit > 0);
@@ -769,29 +777,21 @@ impl Repository {
                         bytes: needed,
                     });
                 }
-                let refused = NoMemory {
+                NoMemory {
                     needed,
                     free,
                     limit,
-                };
-                if !inner.config.evict_idle {
-                    return Err(refused);
                 }
-                drop(resident);
-                let Some(idle) = self.longest_idle(name) else {
-                    return Err(refused);
-                };
-                // Its loaded copies go with the last table that has them, which is at once.
-                let why = "unloaded to make room; comes back when it is asked for";
-                if self.unload_because(&idle, None, why, true).is_err() {
-                    return Err(refused);
-                }
+            };
+            if !inner.config.evict_idle || !self.evict_one(name) {
+                return Err(refused);
             }
         }
     }
 
-    /// The model that nobody has used for longest and nobody uses now.
-    fn longest_idle(&self, but: &str) -> Option<String> {
+    /// Unloads the model that nobody has used for longest and nobody uses now; false when there is
+    /// none.
+    fn evict_one(&self, but: &str) -> bool {
         let table = self.table();
         let last_use = |entry: &ModelEntry| {
             let ready = || entry.all_ready().map(|(_, served)| &served.traffic);
@@ -801,12 +801,31 @@ impl Repository {
                 .max()
                 .filter(|_| idle)
         };
-        table
+        let mut idle: Vec<_> = table
             .iter()
             .filter(|(name, _)| *name != but)
             .filter_map(|(name, entry)| Some((last_use(entry)?, name)))
-            .min()
-            .map(|(_, name)| name.clone())
+            .collect();
+        idle.sort_unstable();
+        for (_, name) in idle {
+            let operation = self.operation_of(name);
+            // One that is being operated on may be waiting for room itself: waiting for it could be
+            // for ever.
+            let Ok(_held) = operation.try_lock() else {
+                continue;
+            };
+            let versions: Vec<u64> = table[name]
+                .all_ready()
+                .map(|(version, _)| version)
+                .collect();
+            let why = "unloaded to make room; comes back when it is asked for";
+            self.take_out(name, None, why, true);
+            for version in versions {
+                self.wait_until_gone(name, version, EVICTION);
+            }
+            return true;
+        }
+        false
     }
 
     /// The model's folder.

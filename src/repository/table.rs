@@ -176,11 +176,16 @@ impl ModelEntry {
                 let name = format!("{name}' version '{version}");
                 Err(not_ready(&name, state))
             }
-            _ => Err(RequestError::VersionNotFound {
-                name: name.to_owned(),
-                version: version.chars().take(64).collect(),
-                known: self.known_versions(),
-            }),
+            _ => Err(self.no_such_version(name, version)),
+        }
+    }
+
+    /// The error of a version that is not here.
+    pub fn no_such_version(&self, name: &str, version: &str) -> RequestError {
+        RequestError::VersionNotFound {
+            name: name.to_owned(),
+            version: version.chars().take(64).collect(),
+            known: self.known_versions(),
         }
     }
 

@@ -469,6 +469,13 @@ async fn a_route_to_what_is_not_ready_or_no_share_is_refused() {
         ..RouteChange::default()
     };
     assert!(route(label).await.unwrap_err().contains("7up"));
+    let cut_off = operate(&running, |models| models.unload(MODEL, Some(1))).await;
+    assert!(
+        cut_off
+            .unwrap_err()
+            .to_string()
+            .contains("swap to another (such as 2) first")
+    );
     let none = operate(&running, |models| models.swap(MODEL, 3)).await;
     assert!(none.unwrap_err().to_string().contains("on disk 1, 2"));
 }

@@ -2,10 +2,11 @@
 
 use std::{env, error::Error, path::PathBuf};
 
-const PROTOS: [&str; 3] = [
+const PROTOS: [&str; 4] = [
     "proto/inference/model_config.proto",
     "proto/inference/grpc_service.proto",
     "proto/ferry/v1/inference.proto",
+    "proto/ferry/v1/admin.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

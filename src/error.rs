@@ -119,6 +119,18 @@ pub enum RequestError {
         /// Why, and what to do first.
         what: String,
     },
+    /// The caller did not say who it is, or is not who it says.
+    #[error("not authenticated: {reason}")]
+    Unauthenticated {
+        /// What is missing or wrong, and what to do.
+        reason: String,
+    },
+    /// The server is told not to do this for anyone here.
+    #[error("not permitted: {what}")]
+    NotPermitted {
+        /// What it is, and what to do instead.
+        what: String,
+    },
     /// A part of a protocol that Ferry does not do.
     #[error("not implemented: {what}")]
     Unimplemented {

@@ -8,9 +8,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
-    admission::Admission,
+    admission::{Admission, Operators, TokenError},
     api::{
-        grpc::{self, ListenError, Shared},
+        grpc::{self, ListenError, Shared, admin},
         http,
     },
     config::{ServerConfig, server::ModelControl},
@@ -48,6 +48,9 @@ pub enum StartError {
         /// The folder.
         folder: std::path::PathBuf,
     },
+    /// Operators can't be told from others.
+    #[error(transparent)]
+    Operators(#[from] TokenError),
     /// A thread or socket was refused by the system.
     #[error("can't start: {0}")]
     System(#[from] std::io::Error),
@@ -60,10 +63,13 @@ pub struct Server {
     pub grpc_address: SocketAddr,
     /// Where HTTP is served.
     pub http_address: SocketAddr,
+    /// Where operators are served, if they are.
+    pub admin_address: Option<SocketAddr>,
     shared: Shared,
     closing: watch::Sender<bool>,
     grpc: JoinHandle<Result<(), ListenError>>,
     http: JoinHandle<std::io::Result<()>>,
+    admin: Option<JoinHandle<Result<(), ListenError>>>,
     loading: JoinHandle<()>,
     /// Kept so that those who watch it never see it close while the server runs.
     _started: Arc<watch::Sender<bool>>,
@@ -79,6 +85,7 @@ impl Server {
     pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
         let metrics = Metrics::new();
         let repository = Arc::new(Repository::new(config.models.clone(), metrics.clone()));
+        let operators = Operators::read(&config.admin, metrics.operators())?;
         let names = names_to_serve(&config, &repository)?;
         let pool = CpuPool::start(config.text.thread_count(), config.text.max_waiting_bytes)?;
         let admission = Arc::new(Admission::new(
@@ -94,14 +101,26 @@ impl Server {
             started: started.subscribe(),
             closing: is_closing,
             max_stream_requests: config.grpc.max_stream_requests,
+            operators: Arc::new(operators),
+            repository_rpcs: config.admin.repository_rpcs(),
         };
 
         let http_at = SocketAddr::new(config.http.host, config.http.port);
         let http_listener = listen(http_at, "http.port").await?;
         let grpc_at = SocketAddr::new(config.grpc.host, config.grpc.port);
         let grpc_listener = listen(grpc_at, "grpc.port").await?;
+        let admin_listener = if config.admin.enabled {
+            let admin_at = SocketAddr::new(config.admin.host, config.admin.port);
+            Some(listen(admin_at, "admin.port").await?)
+        } else {
+            None
+        };
         let http_address = http_listener.local_addr()?;
         let grpc_address = grpc_listener.local_addr()?;
+        let admin_address = admin_listener
+            .as_ref()
+            .map(tokio::net::TcpListener::local_addr)
+            .transpose()?;
 
         let has_started = Arc::clone(&started);
         let models = Arc::clone(&repository);
@@ -124,6 +143,13 @@ impl Server {
             http_listener,
             closed(closing.subscribe()),
         ));
+        let admin = admin_listener.map(|listener| {
+            tokio::spawn(admin::serve(
+                shared.clone(),
+                listener,
+                closed(closing.subscribe()),
+            ))
+        });
         let grpc_shared = shared.clone();
         let stop = closed(closing.subscribe());
         let drain = config.shutdown.drain();
@@ -133,10 +159,12 @@ impl Server {
         Ok(Self {
             grpc_address,
             http_address,
+            admin_address,
             shared,
             closing,
             grpc,
             http,
+            admin,
             loading,
             _started: started,
             drain,
@@ -169,8 +197,15 @@ impl Server {
         self.shared.admission.close();
         self.closing.send_replace(true);
         let listeners = async {
-            let (grpc, http) = tokio::join!(self.grpc, self.http);
-            grpc.is_ok_and(|grpc| grpc.is_ok()) && http.is_ok_and(|http| http.is_ok())
+            let admin = async {
+                match self.admin {
+                    Some(admin) => admin.await.is_ok_and(|admin| admin.is_ok()),
+                    None => true,
+                }
+            };
+            let (grpc, http, admin) = tokio::join!(self.grpc, self.http, admin);
+            let grpc = grpc.is_ok_and(|grpc| grpc.is_ok());
+            grpc && http.is_ok_and(|http| http.is_ok()) && admin
         };
         let in_time = tokio::time::timeout(self.drain, listeners).await == Ok(true);
         self.loading.abort();

@@ -9,6 +9,7 @@ mod check;
 mod context;
 mod generate;
 mod mirror;
+mod operators;
 
 pub use board::{Admission, AnsweredRow, Boarded, RowResult};
 pub use check::Call;
@@ -17,3 +18,4 @@ pub use generate::{
     Alternative, Ending, Finish, GenerateCall, Generation, MAX_CONTINUATIONS, Piece, PieceToken,
     Prompt,
 };
+pub use operators::{Operator, Operators, TokenError};

@@ -9,6 +9,8 @@
 //! | `DeadlineExceeded` | `DEADLINE_EXCEEDED` | 504 |
 //! | `Cancelled` | `CANCELLED` | 499 |
 //! | `Refused` | `FAILED_PRECONDITION` | 409 |
+//! | `Unauthenticated` | `UNAUTHENTICATED` | 401 |
+//! | `NotPermitted` | `PERMISSION_DENIED` | 403 |
 //! | `Unimplemented` | `UNIMPLEMENTED` | 501 |
 //! | `Internal` | `INTERNAL` | 500 |
 
@@ -45,6 +47,8 @@ pub fn map(error: &RequestError) -> Mapped {
         E::DeadlineExceeded { .. } => (Code::DeadlineExceeded, 504, Outcome::DeadlineExceeded),
         E::Cancelled => (Code::Cancelled, 499, Outcome::Cancelled),
         E::Refused { .. } => (Code::FailedPrecondition, 409, Outcome::Invalid),
+        E::Unauthenticated { .. } => (Code::Unauthenticated, 401, Outcome::Invalid),
+        E::NotPermitted { .. } => (Code::PermissionDenied, 403, Outcome::Invalid),
         E::Unimplemented { .. } => (Code::Unimplemented, 501, Outcome::Invalid),
         E::Internal { .. } => (Code::Internal, 500, Outcome::Internal),
     };

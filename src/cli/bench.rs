@@ -187,6 +187,7 @@ impl Bench {
         config.models.directory.clone_from(&self.models);
         config.models.serve = vec![self.model.clone()];
         (config.grpc.port, config.http.port) = (0, 0);
+        config.admin.enabled = false;
         let mut server = Server::start(config).await?;
         if server.loaded().await == 0 {
             return Err(format!("model '{}' did not load", self.model).into());

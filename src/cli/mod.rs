@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod admin;
 mod bench;
 mod fetch;
 mod inspect;
@@ -22,6 +23,8 @@ struct Cli {
 enum Command {
     /// Serve models over gRPC and HTTP.
     Serve(serve::Serve),
+    /// Operate a running server: load, swap and drain versions, route traffic.
+    Admin(admin::Admin),
     /// Tell what a model is made of, without loading it.
     Inspect(inspect::Inspect),
     /// Bring a model's files from the Hugging Face Hub.
@@ -38,6 +41,7 @@ pub fn main() -> ExitCode {
     name_compute_threads();
     let result = match Cli::parse().command {
         Command::Serve(command) => command.run(),
+        Command::Admin(command) => return command.run(),
         Command::Inspect(command) => command.run(),
         Command::Fetch(command) => command.run(),
         Command::Bench(command) => command.run(),
@@ -65,4 +69,14 @@ fn io_runtime() -> std::io::Result<tokio::runtime::Runtime> {
         .enable_all()
         .thread_name("io")
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn no_command_contradicts_itself() {
+        super::Cli::command().debug_assert();
+    }
 }

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Failure, io_runtime};
 use crate::{
-    config::{ServerConfig, Task, server::LogFormat},
+    config::{ServerConfig, Task, admin::Secret, server::LogFormat},
     server::Server,
     telemetry::logs,
 };
@@ -30,6 +30,15 @@ pub struct Serve {
     /// HTTP port; 0 takes a free one.
     #[arg(long, value_name = "PORT", env = "FERRY_HTTP_PORT")]
     http_port: Option<u16>,
+    /// Port of the admin listener; 0 takes a free one.
+    #[arg(long, value_name = "PORT", env = "FERRY_ADMIN_PORT")]
+    admin_port: Option<u16>,
+    /// Address of the admin listener; one that other machines reach needs a token.
+    #[arg(long, value_name = "ADDRESS", env = "FERRY_ADMIN_HOST")]
+    admin_host: Option<std::net::IpAddr>,
+    /// File with the admin tokens, one a line. A single one may be in `FERRY_ADMIN_TOKEN`.
+    #[arg(long, value_name = "FILE", env = "FERRY_ADMIN_TOKEN_FILE")]
+    admin_token_file: Option<PathBuf>,
     /// Address to listen on, for gRPC and HTTP.
     #[arg(long, value_name = "ADDRESS", env = "FERRY_HOST")]
     host: Option<std::net::IpAddr>,
@@ -74,6 +83,21 @@ impl Serve {
             config.grpc.host = host;
             config.http.host = host;
         }
+        if let Some(port) = self.admin_port {
+            config.admin.port = port;
+        }
+        if let Some(host) = self.admin_host {
+            config.admin.host = host;
+        }
+        // Not a flag: other users of the machine see those.
+        let token = std::env::var("FERRY_ADMIN_TOKEN").ok();
+        if let Some(path) = self.admin_token_file {
+            config.admin.token = None;
+            config.admin.token_file = Some(path);
+        } else if let Some(token) = token.filter(|token| !token.is_empty()) {
+            config.admin.token = Some(Secret::new(token));
+            config.admin.token_file = None;
+        }
         if let Some(filter) = self.log {
             config.log.filter = filter;
         }
@@ -90,6 +114,7 @@ async fn serve(config: ServerConfig) -> Result<(), Failure> {
     tracing::info!(
         grpc = %server.grpc_address,
         http = %server.http_address,
+        admin = server.admin_address.map(tracing::field::display),
         "listening; loading models"
     );
     let stopped = tokio::select! {

@@ -3,6 +3,7 @@
 //! Both are read once, refused as a whole when anything in them is wrong, and the error shows the
 //! line. Defaults stand in the structs' `Default` and nowhere else.
 
+pub mod admin;
 pub mod generate;
 pub mod locate;
 pub mod manifest;

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, Violation, read_checked};
+use super::{ConfigError, Violation, admin::AdminConfig, read_checked};
 
 /// Everything `ferry serve` can be told. Each section and key may be left out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -20,6 +20,8 @@ pub struct ServerConfig {
     pub grpc: GrpcConfig,
     /// The HTTP listener.
     pub http: HttpConfig,
+    /// The admin listener.
+    pub admin: AdminConfig,
     /// What one request may ask for.
     pub limits: LimitsConfig,
     /// The tokenizer pool.
@@ -314,7 +316,8 @@ impl ServerConfig {
             "text.threads",
             self.text.threads,
             "0 to 1024",
-        )
+        )?;
+        self.admin.validate()
     }
 }
 

@@ -172,7 +172,8 @@ fn of_version(
     }
     let since = entry.since.duration_since(UNIX_EPOCH);
     status.since = since.unwrap_or_default().as_secs_f64();
-    if let Some(served) = entry.state.ready() {
+    let leaving = entry.leaving.upgrade();
+    if let Some(served) = entry.state.ready().or(leaving.as_ref()) {
         let traffic = served.traffic.read();
         status.memory_bytes = served.memory_bytes;
         status.in_flight = served.traffic.in_flight();

@@ -1019,7 +1019,9 @@ fn retire(entry: &mut ModelEntry, version: Option<u64>) {
 
 /// Takes a version's loaded copy out of the table: it drains, and is gone when its last request is.
 fn leave(entry: &mut ModelEntry, version: u64, why: &str) {
-    let copy = entry.ready(version).map(|served| served.lease.copy());
+    let copy = entry
+        .ready(version)
+        .map(|served| (served.lease.copy(), Arc::downgrade(served)));
     let state = match copy {
         Some(_) => VersionState::Draining,
         None => VersionState::Absent {
@@ -1027,8 +1029,9 @@ fn leave(entry: &mut ModelEntry, version: u64, why: &str) {
         },
     };
     entry.set(version, state);
-    if let (Some(copy), Some(entry)) = (copy, entry.versions.get_mut(&version)) {
+    if let (Some((copy, leaving)), Some(entry)) = (copy, entry.versions.get_mut(&version)) {
         entry.copy = copy;
+        entry.leaving = leaving;
         // What to say once it has drained.
         entry.last_failure = Some(why.to_owned());
     }

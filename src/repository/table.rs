@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::SystemTime,
@@ -78,6 +78,8 @@ pub(super) struct VersionEntry {
     pub since: SystemTime,
     /// The loaded copy that `Draining` waits for.
     pub copy: u64,
+    /// The same, for telling what it still has; it is gone when its last request is.
+    pub leaving: Weak<ServedModel>,
     /// Why it could not be loaded again, while what was loaded before serves on.
     pub last_failure: Option<String>,
 }
@@ -139,6 +141,7 @@ impl ModelEntry {
         let before = self.versions.get(&version);
         let entry = VersionEntry {
             copy: before.map_or(0, |entry| entry.copy),
+            leaving: Weak::new(),
             last_failure: None,
             since: SystemTime::now(),
             state,

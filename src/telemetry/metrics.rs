@@ -7,7 +7,10 @@ use prometheus::{
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
 };
 
-use super::generation::{GenerationFamilies, GenerationMetrics};
+use super::{
+    generation::{GenerationFamilies, GenerationMetrics},
+    operators::{OperatorFamilies, OperatorMetrics},
+};
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +82,7 @@ struct Families {
     mirrored: IntCounterVec,
     agreement: GaugeVec,
     generation: GenerationFamilies,
+    operators: OperatorFamilies,
 }
 
 /// Names for why a batch left; the values of the label `reason`.
@@ -230,6 +234,11 @@ impl Metrics {
         }
     }
 
+    /// The handles of what operators do.
+    pub fn operators(&self) -> OperatorMetrics {
+        self.families.operators.metrics()
+    }
+
     /// Counts a request that ended before it found a model.
     pub fn count_unrouted(&self, outcome: Outcome) {
         self.families
@@ -343,6 +352,7 @@ impl Families {
                 &["outcome"],
             )?,
             generation: GenerationFamilies::register(registry)?,
+            operators: OperatorFamilies::register(registry)?,
         })
     }
 }

@@ -6,10 +6,12 @@ pub mod logs;
 
 mod generation;
 mod metrics;
+mod operators;
 mod statistics;
 mod traffic;
 
 pub use generation::GenerationMetrics;
 pub use metrics::{FlushCounters, Metrics, ModelMetrics, Outcome, TrialMetrics};
+pub use operators::OperatorMetrics;
 pub use statistics::{BatchTimes, ModelStatistics, RequestTimes, Snapshot, StatDuration};
 pub use traffic::{Traffic, TrafficReading};

@@ -115,7 +115,8 @@ class Server:
         self.ready_timeout_s = ready_timeout_s
         self.command = [
             str(binary.resolve()), "serve", "--models", str(models),
-            "--grpc-port", str(grpc_port), "--http-port", str(http_port), *options,
+            "--grpc-port", str(grpc_port), "--http-port", str(http_port), "--admin-port", "0",
+            *options,
         ]
 
     def __enter__(self):

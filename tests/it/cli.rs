@@ -87,6 +87,8 @@ fn serving_an_empty_folder_says_what_to_do() {
         "0",
         "--http-port",
         "0",
+        "--admin-port",
+        "0",
     ];
     let output = ferry(&arguments);
     assert!(!output.status.success());

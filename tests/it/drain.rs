@@ -34,7 +34,7 @@ fn embed(rows: usize) -> EmbedRequest {
 fn start(models: &str) -> (Child, String, std::thread::JoinHandle<String>) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_ferry"))
         .args(["serve", "--models", models, "--host", "127.0.0.1"])
-        .args(["--grpc-port", "0", "--http-port", "0"])
+        .args(["--grpc-port", "0", "--http-port", "0", "--admin-port", "0"])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

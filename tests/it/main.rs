@@ -8,6 +8,7 @@
     clippy::unnecessary_wraps
 )]
 
+mod admin;
 mod architecture;
 mod batching_properties;
 mod cli;

@@ -63,7 +63,7 @@ impl Running {
         config.models.directory = models.path().to_owned();
         config.grpc.host = "127.0.0.1".parse().unwrap();
         config.http.host = config.grpc.host;
-        (config.grpc.port, config.http.port) = (0, 0);
+        (config.grpc.port, config.http.port, config.admin.port) = (0, 0, 0);
         change(&mut config);
         let mut server = Server::start(config).await.unwrap();
         server.loaded().await;

@@ -1,9 +1,11 @@
 //! The gRPC listener: which services it has and how it treats connections.
 
+pub mod admin;
 mod duplex;
 mod health;
 mod inference;
 mod oip;
+mod reflection;
 
 pub use inference::shorten;
 
@@ -16,12 +18,12 @@ use tonic::{
 };
 
 use crate::{
-    admission::Admission,
+    admission::{Admission, Operators},
     api::proto::{
-        DESCRIPTORS, ferry::v1::inference_server::InferenceServer,
+        ferry::v1::inference_server::InferenceServer,
         inference::grpc_inference_service_server::GrpcInferenceServiceServer,
     },
-    config::server::GrpcConfig,
+    config::{admin::RepositoryRpcs, server::GrpcConfig},
     telemetry::Metrics,
 };
 
@@ -38,6 +40,10 @@ pub struct Shared {
     pub closing: watch::Receiver<bool>,
     /// Requests of one stream that may be in the server at a time.
     pub max_stream_requests: usize,
+    /// The gate of the operators.
+    pub operators: Arc<Operators>,
+    /// Who may use the repository RPCs.
+    pub repository_rpcs: RepositoryRpcs,
 }
 
 impl Shared {
@@ -79,14 +85,6 @@ pub async fn serve(
     let inference = with_limits!(inference, config);
     let typed = InferenceServer::new(inference::TypedInference::new(shared.clone()));
     let typed = with_limits!(typed, config);
-    let reflection_v1 = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
-    let reflection_v1alpha = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1alpha()?;
 
     let keepalive = Some(config.keepalive_seconds)
         .filter(|&seconds| seconds > 0)
@@ -100,8 +98,8 @@ pub async fn serve(
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .add_service(health::serve_health(&shared))
-        .add_service(reflection_v1)
-        .add_service(reflection_v1alpha)
+        .add_service(reflection::of_public_services().build_v1()?)
+        .add_service(reflection::of_public_services().build_v1alpha()?)
         .add_service(inference)
         .add_service(typed)
         .serve_with_incoming_shutdown(

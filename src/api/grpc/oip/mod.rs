@@ -16,10 +16,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     Shared,
+    admin::{anonymous, identify},
     duplex::{Replies, answer_each},
 };
 use crate::{
-    admission::CallContext,
+    admission::{CallContext, Operator},
     api::{
         account::{answer_call, find},
         context::read_context,
@@ -27,7 +28,7 @@ use crate::{
         proto::inference::grpc_inference_service_server::GrpcInferenceService,
         status::{map, status_of},
     },
-    config::Task,
+    config::{Task, admin::RepositoryRpcs},
     error::RequestError,
 };
 
@@ -43,6 +44,19 @@ impl OpenInference {
         Self {
             shared,
             settings: settings::LogState::default(),
+        }
+    }
+
+    /// Who loads or unloads a model.
+    fn operator<T>(&self, request: &Request<T>) -> Result<Operator, Status> {
+        match self.shared.repository_rpcs {
+            RepositoryRpcs::Open => Ok(anonymous(request)),
+            RepositoryRpcs::Token => identify(&self.shared.operators, request),
+            RepositoryRpcs::Off => Err(status_of(&RequestError::NotPermitted {
+                what: "load and unload on this port (admin.repository_rpcs is \"off\"); use ferry \
+                       admin, on the admin listener"
+                    .to_owned(),
+            })),
         }
     }
 
@@ -264,7 +278,8 @@ impl GrpcInferenceService for OpenInference {
         &self,
         request: Request<pb::RepositoryModelLoadRequest>,
     ) -> Result<Response<pb::RepositoryModelLoadResponse>, Status> {
-        repository::load(self.shared.admission.repository(), request.into_inner())
+        let operator = self.operator(&request)?;
+        repository::load(&self.shared, operator, request.into_inner())
             .await
             .map(Response::new)
             .map_err(|error| status_of(&error))
@@ -274,7 +289,8 @@ impl GrpcInferenceService for OpenInference {
         &self,
         request: Request<pb::RepositoryModelUnloadRequest>,
     ) -> Result<Response<pb::RepositoryModelUnloadResponse>, Status> {
-        repository::unload(self.shared.admission.repository(), request.into_inner())
+        let operator = self.operator(&request)?;
+        repository::unload(&self.shared, operator, request.into_inner())
             .await
             .map(Response::new)
             .map_err(|error| status_of(&error))

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use crate::{
+    admission::Operator,
+    api::grpc::{Shared, admin::Audit},
     api::proto::inference::{
         self as pb, model_repository_parameter::ParameterChoice,
         repository_index_response::ModelIndex,
@@ -51,7 +53,8 @@ fn triton_state(state: &str) -> &'static str {
 
 /// Loads a model, or loads it again, off the I/O threads.
 pub async fn load(
-    repository: &Arc<Repository>,
+    shared: &Shared,
+    operator: Operator,
     request: pb::RepositoryModelLoadRequest,
 ) -> Result<pb::RepositoryModelLoadResponse, RequestError> {
     check_repository(&request.repository_name)?;
@@ -63,19 +66,21 @@ pub async fn load(
             ),
         });
     }
-    let repository = Arc::clone(repository);
-    tokio::task::spawn_blocking(move || {
-        repository.check_control()?;
-        repository.load(&request.model_name, None)
-    })
-    .await
-    .map_err(|_| RequestError::internal("the load panicked"))??;
+    act(
+        shared,
+        operator,
+        "load",
+        request.model_name,
+        |repository, name| repository.load(name, None).map(drop),
+    )
+    .await?;
     Ok(pb::RepositoryModelLoadResponse {})
 }
 
 /// Unloads a model. What it has accepted is still answered.
 pub async fn unload(
-    repository: &Arc<Repository>,
+    shared: &Shared,
+    operator: Operator,
     request: pb::RepositoryModelUnloadRequest,
 ) -> Result<pb::RepositoryModelUnloadResponse, RequestError> {
     check_repository(&request.repository_name)?;
@@ -94,15 +99,45 @@ pub async fn unload(
             ));
         }
     }
-    let repository = Arc::clone(repository);
-    // Waits for a load under way, so it is not for an I/O thread either.
+    act(
+        shared,
+        operator,
+        "unload",
+        request.model_name,
+        |repository, name| repository.unload(name, None),
+    )
+    .await?;
+    Ok(pb::RepositoryModelUnloadResponse {})
+}
+
+/// Does what the operator asks, off the I/O threads, and accounts for it. A caller that goes away
+/// does not stop it.
+async fn act(
+    shared: &Shared,
+    operator: Operator,
+    action: &'static str,
+    model: String,
+    work: impl FnOnce(&Repository, &str) -> Result<(), RequestError> + Send + 'static,
+) -> Result<(), RequestError> {
+    let repository = Arc::clone(shared.admission.repository());
+    let operators = Arc::clone(&shared.operators);
+    let name: String = model.chars().take(64).collect();
+    let audit = Audit::open(
+        operators,
+        operator,
+        action,
+        &name,
+        "over the public port".to_owned(),
+    );
     tokio::task::spawn_blocking(move || {
-        repository.check_control()?;
-        repository.unload(&request.model_name, None)
+        let result = repository
+            .check_control()
+            .and_then(|()| work(&repository, &model));
+        audit.close(&result);
+        result
     })
     .await
-    .map_err(|_| RequestError::internal("the unload panicked"))??;
-    Ok(pb::RepositoryModelUnloadResponse {})
+    .map_err(|_| RequestError::internal("the action panicked; see the log"))?
 }
 
 fn check_repository(name: &str) -> Result<(), RequestError> {

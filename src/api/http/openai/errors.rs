@@ -94,6 +94,8 @@ impl From<RequestError> for ApiError {
             E::Cancelled => "cancelled",
             E::ShuttingDown => "shutting_down",
             E::Refused { .. } => "refused",
+            E::Unauthenticated { .. } => "unauthenticated",
+            E::NotPermitted { .. } => "not_permitted",
             E::Unimplemented { .. } => "not_implemented",
             E::Internal { .. } => "internal_error",
         };

@@ -1,0 +1,85 @@
+//! `ferry.v1.Admin`, for operators, on a listener of its own.
+
+mod action;
+mod audit;
+mod check;
+mod encode;
+mod errors;
+mod service;
+mod watch;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tonic::transport::{Server, server::TcpIncoming};
+use tonic_health::ServingStatus;
+
+pub use audit::{Audit, anonymous, identify};
+
+use super::{ListenError, Shared, reflection};
+use crate::api::proto::ferry::v1::admin_server::AdminServer;
+
+/// The service's full name, for health.
+const SERVICE: &str = "ferry.v1.Admin";
+/// A route with all its labels is far smaller.
+const MAX_REQUEST_BYTES: usize = 1 << 20;
+/// Calls of one connection.
+const MAX_CONCURRENT_CALLS: u32 = 128;
+/// How often an idle connection is looked after: a `--watch` through a tunnel that is gone must not
+/// keep its place.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Serves operators on `listener` until `shutdown` is done.
+///
+/// # Errors
+/// When the services can't be built or the listener fails.
+pub async fn serve(
+    shared: Shared,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ListenError> {
+    let operators = Arc::clone(&shared.operators);
+    let needs_token = move |mut request: tonic::Request<()>| {
+        let operator = identify(&operators, &request)?;
+        request.extensions_mut().insert(operator);
+        Ok(request)
+    };
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health
+        .set_service_status(SERVICE, ServingStatus::Serving)
+        .await;
+    let closing = closed(shared.closing.clone());
+    tokio::spawn(async move {
+        closing.await;
+        for name in ["", SERVICE] {
+            health
+                .set_service_status(name, ServingStatus::NotServing)
+                .await;
+        }
+    });
+    let admin = AdminServer::new(service::AdminService::new(shared))
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let with_token = tonic::service::InterceptorLayer::new(needs_token);
+    let guarded = tower::ServiceBuilder::new().layer(with_token);
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE / 3))
+        .max_concurrent_streams(MAX_CONCURRENT_CALLS)
+        // Probes have no token, and health tells nothing that the port itself doesn't.
+        .add_service(health_service)
+        .add_service(guarded.service(reflection::of_admin().build_v1()?))
+        .add_service(guarded.service(reflection::of_admin().build_v1alpha()?))
+        .add_service(guarded.service(admin))
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            shutdown,
+        )
+        .await?;
+    Ok(())
+}
+
+/// Waits until the server goes down.
+async fn closed(mut closing: tokio::sync::watch::Receiver<bool>) {
+    // An error means that it is gone, which is closed enough.
+    let _ = closing.wait_for(|closing| *closing).await;
+}

@@ -9,6 +9,7 @@
 pub mod admission;
 pub mod api;
 pub mod batching;
+pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod engine;

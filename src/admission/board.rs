@@ -10,10 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Call, CallContext, mirror::RowTap};
+use super::{Call, CallContext, arriving::Arriving, mirror::RowTap};
 use crate::{
     config::{Task, server::LimitsConfig},
-    engine::{Answers, Departure, RowAnswer, RowWork},
+    engine::{Departure, RowAnswer, RowWork},
     error::{RequestError, Stage},
     repository::{Repository, Runner, ServedModel},
     telemetry::RequestTimes,
@@ -53,6 +53,8 @@ pub struct AnsweredRow {
     pub encoded: EncodedRow,
     /// Tokens the model saw.
     pub tokens: usize,
+    /// Whether the row was not run: its answer was there, or an equal row was just being run.
+    pub cached: bool,
 }
 
 /// A request whose rows are in line. Dropping it cancels those not answered yet.
@@ -66,7 +68,7 @@ pub struct Boarded {
     pub tokenize: Duration,
     encoded: Vec<Option<(EncodedRow, usize)>>,
     refused: VecDeque<(usize, RequestError)>,
-    answers: Option<Answers>,
+    answers: Option<Arriving>,
     deadline: Option<tokio::time::Instant>,
     context: CallContext,
     tap: Option<RowTap>,
@@ -227,7 +229,7 @@ impl Admission {
                 priority: context.priority,
                 tenant: Arc::clone(&context.tenant),
             };
-            Some(encoder.engine.submit(work, &departure, Instant::now())?)
+            Some(Arriving::board(encoder, work, &departure)?)
         };
         Ok(Boarded {
             model,
@@ -376,13 +378,14 @@ impl Boarded {
         let encoded = self.encoded[row].take();
         Some((
             row,
-            answer.and_then(|answer| {
+            answer.and_then(|(answer, cached)| {
                 let (encoded, tokens) =
                     encoded.ok_or_else(|| RequestError::internal("a row was answered twice"))?;
                 Ok(AnsweredRow {
                     answer,
                     encoded,
                     tokens,
+                    cached,
                 })
             }),
         ))

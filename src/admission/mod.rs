@@ -4,6 +4,7 @@
 //! answered. What is refused is refused at once, with the reason and, where it may help, a hint
 //! when to try again.
 
+mod arriving;
 mod board;
 mod check;
 mod context;

@@ -29,6 +29,13 @@ pub struct Answered {
     pub received: Instant,
 }
 
+impl Answered {
+    /// Whether no row was run, since all answers were known; `None` where the model keeps none.
+    pub fn cached(&self) -> Option<bool> {
+        self.model.is_caching().then(|| all_cached(&self.rows))
+    }
+}
+
 /// Lets a call in, waits for all its rows and encodes the answer. When every row failed in the same
 /// way, so does the call.
 ///
@@ -43,7 +50,7 @@ pub async fn answer_call<T>(
 ) -> Result<T, RequestError> {
     let received = context.received;
     admission.wake(&call.model, &context).await;
-    let (model, account) = find(admission, metrics, &call, &context)?;
+    let (model, mut account) = find(admission, metrics, &call, &context)?;
     let mut boarded = match admission.board(model, call, context).await {
         Ok(boarded) => boarded,
         Err(error) => return Err(account.failed(error)),
@@ -61,6 +68,7 @@ pub async fn answer_call<T>(
         execute,
         received,
     };
+    account.note_unrun(all_cached(&answered.rows));
     match encode(&answered) {
         Ok(answer) => {
             account.answered(&boarded, queue, execute, answering.elapsed());
@@ -98,6 +106,7 @@ pub struct Account {
     model: Arc<ServedModel>,
     received: Instant,
     closed: bool,
+    unrun: bool,
 }
 
 impl Account {
@@ -108,6 +117,7 @@ impl Account {
             model,
             received,
             closed: false,
+            unrun: false,
         }
     }
 
@@ -124,6 +134,11 @@ impl Account {
             tracing::debug!(model = self.model.name, %error, "request refused");
         }
         error
+    }
+
+    /// Notes that nothing was run for the answer, if so.
+    pub(super) fn note_unrun(&mut self, unrun: bool) {
+        self.unrun = unrun;
     }
 
     /// Closes it with an answer.
@@ -153,7 +168,11 @@ impl Account {
         self.model.metrics.count_request(outcome);
         let total = self.received.elapsed();
         self.model.metrics.request_time.observe(total.as_secs_f64());
-        self.model.traffic.close(outcome, total);
+        if self.unrun && outcome == Outcome::Ok {
+            self.model.traffic.close_unrun();
+        } else {
+            self.model.traffic.close(outcome, total);
+        }
     }
 }
 
@@ -176,6 +195,12 @@ fn common_failure(rows: &[RowResult]) -> Option<RequestError> {
     errors
         .all(|error| error.is_some_and(|error| status::map(error).grpc == code))
         .then(|| first.clone())
+}
+
+/// Whether no row was run, since the answers were known.
+pub fn all_cached(rows: &[RowResult]) -> bool {
+    rows.iter()
+        .all(|row| row.as_ref().is_ok_and(|row| row.cached))
 }
 
 /// Queue and execute time of the row that took longest.

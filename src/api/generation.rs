@@ -22,6 +22,8 @@ pub struct AccountedGeneration {
     pub model: Arc<ServedModel>,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
+    /// Whether the whole answer was kept; `None` where the model keeps none.
+    pub cached: Option<bool>,
     /// When the call came in.
     pub received: Instant,
     generation: Generation,
@@ -50,6 +52,7 @@ pub async fn start_generation(
         Ok(generation) => Ok(AccountedGeneration {
             model,
             prompt_tokens: generation.prompt_tokens,
+            cached: generation.cached,
             received,
             generation,
             account: Some(account),
@@ -88,9 +91,10 @@ impl AccountedGeneration {
     }
 
     fn close(&mut self) {
-        let Some(account) = self.account.take() else {
+        let Some(mut account) = self.account.take() else {
             return;
         };
+        account.note_unrun(self.cached == Some(true));
         let total = self.received.elapsed();
         let first = self
             .first_piece

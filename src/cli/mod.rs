@@ -3,6 +3,7 @@
 mod admin;
 mod bench;
 mod fetch;
+mod health;
 mod inspect;
 mod load_client;
 mod serve;
@@ -29,6 +30,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Bring a model's files from the Hugging Face Hub.
     Fetch(fetch::Fetch),
+    /// Ask a running server how it is.
+    Health(health::Health),
     /// Measure a model in process and served over gRPC.
     Bench(bench::Bench),
 }
@@ -44,6 +47,7 @@ pub fn main() -> ExitCode {
         Command::Admin(command) => return command.run(),
         Command::Inspect(command) => command.run(),
         Command::Fetch(command) => command.run(),
+        Command::Health(command) => command.run(),
         Command::Bench(command) => command.run(),
     };
     match result {

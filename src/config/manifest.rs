@@ -11,8 +11,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigError, GenerateConfig, RolloutConfig, ShareConfig, VersionsConfig, Violation,
-    read_checked, rollout,
+    CacheConfig, ConfigError, GenerateConfig, RolloutConfig, ShareConfig, VersionsConfig,
+    Violation, read_checked, rollout,
 };
 
 /// What a model does.
@@ -107,6 +107,9 @@ pub struct ModelManifest {
     /// Settings of models that generate.
     #[serde(default)]
     pub generate: GenerateConfig,
+    /// Whether its answers are kept.
+    #[serde(default)]
+    pub cache: CacheConfig,
     /// What the model runs on.
     #[serde(default)]
     pub resources: ResourcesConfig,
@@ -248,6 +251,7 @@ impl ModelManifest {
             classify: ClassifyConfig::default(),
             batching: BatchingConfig::default(),
             generate: GenerateConfig::default(),
+            cache: CacheConfig::default(),
             resources: ResourcesConfig::default(),
             versions: VersionsConfig::default(),
             canary: ShareConfig::default(),
@@ -296,6 +300,7 @@ impl ModelManifest {
         )?;
         self.generate.validate()?;
         rollout::validate(&self.versions, &self.canary, &self.shadow, &self.rollout)?;
+        self.cache.validate()?;
         Violation::unless(
             self.task != Task::Generate || self.resources.instances == 1,
             "resources.instances",
@@ -411,6 +416,26 @@ mod tests {
     fn a_missing_task_is_named() {
         let error = parse("license = \"MIT\"").unwrap_err().to_string();
         assert!(error.contains("task"), "{error}");
+    }
+
+    #[test]
+    fn a_cache_is_kept_only_where_it_is_asked_for_and_has_bounds() {
+        let manifest = |cache: &str| parse(&format!("task = \"embed\"\n[cache]\n{cache}"));
+        let sizes = |cache: &str| {
+            let cache = manifest(cache).unwrap().cache;
+            (cache.max_bytes(), cache.time_to_live())
+        };
+        assert_eq!(sizes(""), (None, None));
+        let ten = Some(Duration::from_secs(10));
+        assert_eq!(sizes("max_mib = 3\nttl_seconds = 10"), (Some(3 << 20), ten));
+        for (wrong, line) in [
+            ("max_mib = 9999999", "line 3"),
+            ("max_mib = 1\nttl_seconds = 99999999", "line 4"),
+            ("max_mb = 1", "line 3"),
+        ] {
+            let error = manifest(wrong).unwrap_err().to_string();
+            assert!(error.contains(line), "{error}");
+        }
     }
 
     #[test]

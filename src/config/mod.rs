@@ -4,6 +4,7 @@
 //! line. Defaults stand in the structs' `Default` and nowhere else.
 
 pub mod admin;
+pub mod cache;
 pub mod generate;
 pub mod locate;
 pub mod manifest;
@@ -13,6 +14,7 @@ pub mod thresholds;
 
 use std::path::{Path, PathBuf};
 
+pub use cache::CacheConfig;
 pub use generate::{CacheType, GenerateConfig, Quantize};
 pub use manifest::{Activation, ModelManifest, Pooling, Task, Truncation};
 pub use rollout::{RolloutConfig, ServedVersions, ShareConfig, VersionRule, VersionsConfig};

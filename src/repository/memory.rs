@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Bytes that a version will take: its weights as they are kept in memory and, for a model that
-/// generates, its cache. `None` where its files can't be read; its load will say why.
+/// generates, its cache, and the answers that are kept. `None` where its files can't be read; its load will say why.
 pub(super) fn estimate(dir: &Path, manifest: &ModelManifest) -> Option<u64> {
     let gguf = find_gguf(dir);
     let weights = if manifest.task == Task::Generate || gguf.is_some() {
@@ -21,7 +21,8 @@ pub(super) fn estimate(dir: &Path, manifest: &ModelManifest) -> Option<u64> {
         Task::Generate => manifest.generate.cache_mib << 20,
         _ => 0,
     };
-    Some((weights + cache) as u64)
+    let answers = manifest.cache.max_bytes().unwrap_or(0);
+    Some((weights + cache + answers) as u64)
 }
 
 /// Bytes that can still be taken before the machine, or the control group that this process is in,

@@ -9,6 +9,7 @@ use arc_swap::ArcSwapOption;
 
 use super::{Mirror, lease::Lease};
 use crate::{
+    cache::{RowCache, SequenceCache},
     config::{Activation, ModelManifest, Task},
     engine::{Engine, GenerationEngine},
     error::RequestError,
@@ -41,7 +42,7 @@ pub struct ServedModel {
     pub traffic: Traffic,
     /// Who gets copies of its requests.
     pub(super) mirror: ArcSwapOption<Mirror>,
-    /// Bytes of its weights in memory.
+    /// Bytes of its weights and caches in memory.
     pub memory_bytes: u64,
     /// How long it took to load and warm.
     pub load_time: Duration,
@@ -66,7 +67,9 @@ pub struct ServedEncoder {
     /// Its tokenizer.
     pub text: Arc<TextEncoder>,
     /// What runs it.
-    pub engine: Engine,
+    pub engine: Arc<Engine>,
+    /// Its answers, where they are kept.
+    pub cache: Option<Arc<RowCache>>,
 }
 
 /// The parts of a model that generates.
@@ -82,6 +85,8 @@ pub struct ServedDecoder {
     pub max_sequence_tokens: usize,
     /// Tokens generated at most where a request doesn't say; 0 for what the context leaves.
     pub default_max_tokens: u32,
+    /// Its generations, where they are kept.
+    pub cache: Option<Arc<SequenceCache>>,
     /// Its further metrics.
     pub metrics: GenerationMetrics,
 }
@@ -107,6 +112,11 @@ impl ServedModel {
             Runner::Decoder(decoder) => Ok(decoder),
             Runner::Encoder(_) => Err(self.does_not("generate")),
         }
+    }
+
+    /// Whether its answers are kept.
+    pub fn is_caching(&self) -> bool {
+        self.manifest.cache.max_bytes().is_some()
     }
 
     /// The text of one token; empty for an id it doesn't have.

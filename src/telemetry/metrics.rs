@@ -8,6 +8,7 @@ use prometheus::{
 };
 
 use super::{
+    cache::{CacheFamilies, CacheMetrics},
     generation::{GenerationFamilies, GenerationMetrics},
     operators::{OperatorFamilies, OperatorMetrics},
 };
@@ -83,6 +84,7 @@ struct Families {
     agreement: GaugeVec,
     generation: GenerationFamilies,
     operators: OperatorFamilies,
+    cache: CacheFamilies,
 }
 
 /// Names for why a batch left; the values of the label `reason`.
@@ -239,6 +241,11 @@ impl Metrics {
         self.families.operators.metrics()
     }
 
+    /// The further handles of a model version whose answers are kept.
+    pub fn cache(&self, model: &str, version: &str) -> CacheMetrics {
+        self.families.cache.model(model, version)
+    }
+
     /// Counts a request that ended before it found a model.
     pub fn count_unrouted(&self, outcome: Outcome) {
         self.families
@@ -353,6 +360,7 @@ impl Families {
             )?,
             generation: GenerationFamilies::register(registry)?,
             operators: OperatorFamilies::register(registry)?,
+            cache: CacheFamilies::register(registry)?,
         })
     }
 }

@@ -4,12 +4,14 @@
 
 pub mod logs;
 
+mod cache;
 mod generation;
 mod metrics;
 mod operators;
 mod statistics;
 mod traffic;
 
+pub use cache::CacheMetrics;
 pub use generation::GenerationMetrics;
 pub use metrics::{FlushCounters, Metrics, ModelMetrics, Outcome, TrialMetrics};
 pub use operators::OperatorMetrics;

@@ -49,8 +49,13 @@ struct Sum {
 
 impl Sum {
     fn add(&self, time: Duration) {
-        self.count.fetch_add(1, Relaxed);
-        self.ns.fetch_add(time.as_nanos() as u64, Relaxed);
+        self.add_times(1, time);
+    }
+
+    fn add_times(&self, count: usize, each: Duration) {
+        self.count.fetch_add(count as u64, Relaxed);
+        let all = each.as_nanos() as u64 * count as u64;
+        self.ns.fetch_add(all, Relaxed);
     }
 
     fn read(&self) -> StatDuration {
@@ -80,6 +85,8 @@ pub struct ModelStatistics {
     input: Sum,
     execute: Sum,
     output: Sum,
+    cache_hit: Sum,
+    cache_miss: Sum,
     /// By rows of the batch, from 1.
     by_size: Box<[BatchSums]>,
 }
@@ -105,6 +112,10 @@ pub struct Snapshot {
     pub execute: StatDuration,
     /// Answered requests, time to make the answer.
     pub output: StatDuration,
+    /// Rows whose answer was in the response cache, time to look it up.
+    pub cache_hit: StatDuration,
+    /// Rows whose answer was not, time to find that out.
+    pub cache_miss: StatDuration,
     /// Rows of a batch, and its input, execute and output times; sizes that occurred.
     pub by_size: Vec<(u64, [StatDuration; 3])>,
 }
@@ -122,6 +133,8 @@ impl ModelStatistics {
             input: Sum::default(),
             execute: Sum::default(),
             output: Sum::default(),
+            cache_hit: Sum::default(),
+            cache_miss: Sum::default(),
             by_size: (0..max_rows).map(|_| BatchSums::default()).collect(),
         }
     }
@@ -138,6 +151,13 @@ impl ModelStatistics {
     /// Records a request that failed after `total`.
     pub fn record_failure(&self, total: Duration) {
         self.fail.add(total);
+    }
+
+    /// Records that rows were looked up in the response cache, which took `elapsed` in all.
+    pub fn record_lookups(&self, hits: usize, misses: usize, elapsed: Duration) {
+        let each = elapsed / (hits + misses).max(1) as u32;
+        self.cache_hit.add_times(hits, each);
+        self.cache_miss.add_times(misses, each);
     }
 
     /// Records a batch of `rows` rows.
@@ -179,6 +199,8 @@ impl ModelStatistics {
             input: self.input.read(),
             execute: self.execute.read(),
             output: self.output.read(),
+            cache_hit: self.cache_hit.read(),
+            cache_miss: self.cache_miss.read(),
             by_size,
         }
     }

@@ -79,6 +79,12 @@ impl Traffic {
         self.in_flight.fetch_sub(1, Release);
     }
 
+    /// Counts the end of a request for which nothing was run. It says nothing of how good or fast the
+    /// version is, and would make one with many answers kept look faster than its candidate.
+    pub fn close_unrun(&self) {
+        self.in_flight.fetch_sub(1, Release);
+    }
+
     /// Requests that came in and have not ended.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Acquire)
@@ -171,6 +177,14 @@ fn now_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_that_was_known_says_nothing_of_how_fast_a_version_is() {
+        let traffic = Traffic::default();
+        traffic.open();
+        traffic.close_unrun();
+        assert_eq!((traffic.in_flight(), traffic.read().answered), (0, 0));
+    }
 
     #[test]
     fn a_percentile_is_known_to_within_seven_percent() {

@@ -98,3 +98,44 @@ fn serving_an_empty_folder_says_what_to_do() {
         refused(&output)
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_says_by_its_exit_code_how_a_server_is() {
+    let running = super::support::Running::with(&["tiny-bert-embed"]).await;
+    let http = running.server.http_address.to_string();
+    let grpc = running.server.grpc_address.to_string();
+    let port = running.server.http_address.port().to_string();
+    for well in [
+        &["health", "--http", &http][..],
+        &["health", "--http", &port, "--live"],
+        &["health", "--grpc", &grpc],
+        &["health", "--grpc", &grpc, "--live"],
+        &["health", "--grpc", &grpc, "--model", "tiny-bert-embed"],
+    ] {
+        assert_eq!(printed(&ferry(well)), "", "{well:?}");
+    }
+    let unknown = ferry(&["health", "--grpc", &grpc, "--model", "nobody"]);
+    assert_eq!(unknown.status.code(), Some(1));
+
+    // A server that loads, or goes down, answers and is not ready.
+    let repository = running.server.repository();
+    repository.unload("tiny-bert-embed", None).unwrap();
+    let gone = ferry(&["health", "--grpc", &grpc, "--model", "tiny-bert-embed"]);
+    assert_eq!(gone.status.code(), Some(1));
+    running.server.shut_down().await;
+    for nobody in [
+        &["health", "--http", &http][..],
+        &["health", "--grpc", &grpc],
+    ] {
+        let output = ferry(nobody);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(refused(&output).contains("refused"), "{}", refused(&output));
+    }
+    // One that takes connections and never answers is not waited for.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap().to_string();
+    for option in ["--http", "--grpc"] {
+        let output = ferry(&["health", option, &silent, "--timeout", "0.2"]);
+        assert_eq!(output.status.code(), Some(1), "{}", refused(&output));
+    }
+}

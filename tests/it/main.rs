@@ -26,6 +26,8 @@ mod malformed;
 mod open_inference;
 mod openai;
 mod repository;
+mod response_cache;
+mod response_cache_rows;
 mod support;
 mod typed;
 mod versions;

@@ -12,6 +12,7 @@ use super::{
     continuation::Continuation,
     piece::{Piece, PieceToken},
     prepare::Prepared,
+    source::{self, EventSource},
     stream::Generation,
 };
 use crate::{
@@ -109,12 +110,8 @@ impl Admission {
             priority: context.priority,
             tenant: Arc::clone(&context.tenant),
         };
-        let now = Instant::now();
-        let streams = decoder.engine.submit(work, &departure, now)?;
-        decoder
-            .metrics
-            .prompt_tokens
-            .inc_by(prompt.len() as u64 * u64::from(call.continuations));
+        let streams = source::board(&decoder, &call, work, &departure)?;
+        let all_replayed = streams.iter().all(EventSource::is_replayed);
 
         let special_tokens = if call.keep_special_tokens {
             SpecialTokens::Show
@@ -159,6 +156,7 @@ impl Admission {
             prompt,
             tap: None,
             tokenize,
+            cached: decoder.cache.is_some().then_some(all_replayed),
             continuations,
             turn: 0,
             ready,

@@ -6,9 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::piece::{Alternative, Ending, Finish, Piece, PieceToken};
+use super::{
+    piece::{Alternative, Ending, Finish, Piece, PieceToken},
+    source::EventSource,
+};
 use crate::{
-    engine::continuous::{ScoredToken, SequenceEvent, SequenceStream},
+    engine::continuous::{ScoredToken, SequenceEvent},
     error::RequestError,
     generation::{FinishReason, StopText},
     text::{Detokenizer, GenerationText, SpecialTokens},
@@ -18,7 +21,7 @@ use crate::{
 pub(super) struct Continuation {
     pub(super) index: u32,
     /// `None` when it has ended.
-    pub(super) stream: Option<SequenceStream>,
+    pub(super) stream: Option<EventSource>,
     pub(super) text: Arc<GenerationText>,
     pub(super) detokenizer: Detokenizer,
     pub(super) stop: StopText,
@@ -137,14 +140,16 @@ impl Continuation {
         piece
     }
 
-    /// Ends it. Dropping the stream cancels the sequence where it hasn't ended by itself.
+    /// Ends it, which cancels the sequence where it hasn't ended by itself.
     fn finish(&mut self, ending: Ending) -> Finish {
-        let stream = self.stream.take();
+        let closed = self.stream.take().map(EventSource::close);
+        let closed = closed.unwrap_or_default();
         let generated = self.generated.min(self.max_tokens);
         Finish {
             ending,
             generated_tokens: generated,
-            cached_tokens: stream.map_or(0, |stream| stream.cached_tokens()),
+            cached_tokens: closed.cached_tokens,
+            cached: closed.replayed,
             confidence: (self.sum_logprob / f64::from(generated.max(1))).exp() as f32,
             first_token: self.first_token.unwrap_or_default(),
         }

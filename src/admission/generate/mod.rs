@@ -6,6 +6,8 @@ mod call;
 mod continuation;
 mod piece;
 mod prepare;
+mod question;
+mod source;
 mod stream;
 
 pub use call::{GenerateCall, MAX_CONTINUATIONS, Prompt};

@@ -64,6 +64,8 @@ pub struct Finish {
     pub generated_tokens: u32,
     /// Prompt tokens whose keys and values were found in the cache.
     pub cached_tokens: u32,
+    /// Whether nothing was generated: the whole answer was kept.
+    pub cached: bool,
     /// Geometric mean of the tokens' probabilities: e to the mean log-probability.
     pub confidence: f32,
     /// From the request's arrival to this continuation's first token.

@@ -19,6 +19,9 @@ pub struct Generation {
     pub prompt_tokens: u32,
     /// Time the prompt took to be tokenized, waiting included.
     pub tokenize: Duration,
+    /// Whether nothing is generated, since the whole answer was kept; `None` where the model keeps
+    /// none.
+    pub cached: Option<bool>,
     pub(super) prompt: Vec<u32>,
     pub(super) tap: Option<TokenTap>,
     pub(super) continuations: Vec<Continuation>,

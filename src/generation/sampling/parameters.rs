@@ -67,6 +67,10 @@ pub const MAX_TOP_LOGPROBS: u32 = 20;
 /// Most tokens whose logits are biased.
 pub const MAX_LOGIT_BIAS: usize = 1024;
 
+/// Temperatures below this take the largest logit, as 0 does: what it is divided by them may be more
+/// than an f32 holds, and no other token has a chance.
+const GREEDY_BELOW: f32 = 1e-5;
+
 impl SamplingParameters {
     /// Takes the most likely token always.
     pub fn greedy() -> Self {
@@ -74,6 +78,11 @@ impl SamplingParameters {
             temperature: 0.0,
             ..Self::default()
         }
+    }
+
+    /// Whether the most likely token is taken always, so that the seed does not matter.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature < GREEDY_BELOW
     }
 
     /// Checks all ranges, for a model of `vocabulary` tokens.

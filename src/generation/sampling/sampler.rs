@@ -63,10 +63,6 @@ pub struct Sampler {
     group_sums: Vec<f64>,
 }
 
-/// Temperatures below this take the largest `z`, as 0 does: what it is divided by them may be more than
-/// an f32 holds, and no other token has a chance.
-const GREEDY_BELOW: f32 = 1e-5;
-
 /// How far below the largest `z / T` a token may be to be looked at first for `top_p`; then all are.
 const CUTOFFS: [f32; 3] = [7.0, 14.0, f32::INFINITY];
 
@@ -134,7 +130,7 @@ impl Sampler {
         };
         let best = best(view, statistics);
         let token = best.and_then(|best| {
-            if self.parameters.temperature < GREEDY_BELOW {
+            if self.parameters.is_greedy() {
                 return Some(best.0);
             }
             self.draw(view, best.1, log_sum_exp)

@@ -6,6 +6,7 @@ use candle_core::{Device, quantized::GgmlDType};
 
 use super::{LoadError, LoadStage, Loaded, Loading, read_gguf_text};
 use crate::{
+    cache::SequenceCache,
     config::{self, Activation, Quantize, manifest::find_gguf},
     engine::{
         GenerationEngine, GenerationOptions,
@@ -102,6 +103,11 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         },
         forward,
     )?;
+    let cache = manifest.cache.max_bytes().map(|max_bytes| {
+        let metrics = loading.families.cache(&model.name, loading.version);
+        let time_to_live = manifest.cache.time_to_live();
+        Arc::new(SequenceCache::new(max_bytes, time_to_live, metrics))
+    });
     Ok(Loaded {
         runner: Runner::Decoder(Arc::new(ServedDecoder {
             text: Arc::new(text),
@@ -109,6 +115,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
             vocabulary: table,
             max_sequence_tokens,
             default_max_tokens: settings.default_max_tokens,
+            cache,
             metrics: generation_metrics,
         })),
         labels: Vec::new(),

@@ -10,6 +10,7 @@ use candle_core::Device;
 use super::{LoadError, LoadStage, Loaded, Loading};
 use crate::{
     batching::BatchPolicy,
+    cache::{CacheOptions, RowCache},
     config::{Activation, ModelManifest, Pooling, Task},
     engine::{Engine, EngineOptions, Forward, is_finite},
     models::{EncoderModel, Head, LoadOptions, PackedBatch},
@@ -59,6 +60,17 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     )?;
     (loading.tell)(LoadStage::WarmUp);
     warm_up(&forward, &engine, max_tokens, manifest)?;
+    let engine = Arc::new(engine);
+    let cache = manifest.cache.max_bytes().map(|max_bytes| {
+        let options = CacheOptions {
+            max_bytes,
+            time_to_live: manifest.cache.time_to_live(),
+            max_followers: manifest.batching.max_waiting_rows,
+            metrics: loading.families.cache(&model.name, loading.version),
+            statistics: Arc::clone(&loading.statistics),
+        };
+        Arc::new(RowCache::new(Arc::clone(&engine), options))
+    });
     Ok(Loaded {
         labels: encoder.labels().to_vec(),
         output_size: encoder.output_dim(),
@@ -73,6 +85,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         runner: Runner::Encoder(ServedEncoder {
             text: Arc::new(text),
             engine,
+            cache,
         }),
     })
 }

@@ -176,7 +176,7 @@ pub fn load_version(
         labels: loaded.labels,
         output_size: loaded.output_size,
         activation: loaded.activation,
-        memory_bytes: loaded.memory_bytes,
+        memory_bytes: loaded.memory_bytes + manifest.cache.max_bytes().unwrap_or(0) as u64,
         manifest,
         runner: loaded.runner,
         metrics,

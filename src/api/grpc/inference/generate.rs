@@ -223,6 +223,7 @@ impl Sender {
             prompt_tokens: self.generation.prompt_tokens,
             generated_tokens: finish.generated_tokens,
             cached_tokens: finish.cached_tokens,
+            cached: finish.cached,
             confidence: finish.confidence,
             low_confidence: finish.confidence < self.sending.min_confidence,
             first_token_us: finish.first_token.as_micros() as u64,

@@ -214,7 +214,7 @@ pub fn tokenize(
                 row: row as u32,
                 tokens: encoded.ids.len() as u32,
                 truncated: encoded.truncated,
-                batch_rows: 0,
+                ..RowInfo::default()
             }),
             tokens: encoded
                 .ids
@@ -251,6 +251,7 @@ fn info(row: usize, answer: &AnsweredRow) -> RowInfo {
         tokens: answer.tokens as u32,
         truncated: answer.encoded.truncated,
         batch_rows: answer.answer.batch_rows as u32,
+        cached: answer.cached,
     }
 }
 

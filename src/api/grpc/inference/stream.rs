@@ -9,7 +9,7 @@ use super::{
 use crate::{
     admission::{Call, CallContext, RowResult},
     api::{
-        account::{find, slowest},
+        account::{all_cached, find, slowest},
         proto::ferry::v1::{
             StreamRequest, StreamResponse, Timing, stream_request::Task, stream_response::Answer,
         },
@@ -63,7 +63,7 @@ async fn run(
     replies: &Replies<StreamResponse>,
 ) -> Result<(), RequestError> {
     shared.admission.wake(&call.model, &context).await;
-    let (model, account) = find(&shared.admission, &shared.metrics, &call, &context)?;
+    let (model, mut account) = find(&shared.admission, &shared.metrics, &call, &context)?;
     let mut boarded = match shared
         .admission
         .board(Arc::clone(&model), call, context)
@@ -93,6 +93,7 @@ async fn run(
         }
     }
     let (queue, execute) = slowest(&results);
+    account.note_unrun(all_cached(&results));
     match results.into_iter().find_map(Result::err) {
         Some(error) => drop(account.failed(error)),
         None => account.answered(&boarded, queue, execute, std::time::Duration::ZERO),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::{
-    parameters::Wanted,
+    parameters::{Wanted, cached_parameter},
     tensors::{DataType, TensorSpec, outputs_of, put_bytes},
 };
 use crate::{
@@ -67,18 +67,20 @@ pub fn encode(
     let microseconds = |time: std::time::Duration| pb::InferParameter {
         parameter_choice: Some(ParameterChoice::Int64Param(time.as_micros() as i64)),
     };
+    let times = [
+        ("queue_us", answered.queue),
+        ("execute_us", answered.execute),
+        ("total_us", answered.received.elapsed()),
+    ];
     Ok(pb::ModelInferResponse {
         model_name: model.name.clone(),
         model_version: model.version.clone(),
         id,
-        parameters: [
-            ("queue_us", answered.queue),
-            ("execute_us", answered.execute),
-            ("total_us", answered.received.elapsed()),
-        ]
-        .into_iter()
-        .map(|(name, time)| (name.to_owned(), microseconds(time)))
-        .collect(),
+        parameters: times
+            .into_iter()
+            .map(|(name, time)| (name.to_owned(), microseconds(time)))
+            .chain(answered.cached().map(cached_parameter))
+            .collect(),
         outputs,
         raw_output_contents: contents,
     })

@@ -158,6 +158,15 @@ pub fn refuse_shared_memory(
     Ok(())
 }
 
+/// The parameter of an answer that tells whether nothing was run for it.
+pub fn cached_parameter(cached: bool) -> (String, pb::InferParameter) {
+    let choice = ParameterChoice::BoolParam(cached);
+    let parameter = pb::InferParameter {
+        parameter_choice: Some(choice),
+    };
+    ("ferry_cached".to_owned(), parameter)
+}
+
 /// A caller's string, cut to what an error message should hold.
 pub fn short(text: &str) -> String {
     text.chars().take(64).collect()

@@ -31,7 +31,6 @@ fn of_model(model: &ServedModel) -> pb::ModelStatistics {
             ns: value.ns,
         })
     };
-    let nothing = || duration(StatDuration::default());
     pb::ModelStatistics {
         name: model.name.clone(),
         version: model.version.clone(),
@@ -45,8 +44,8 @@ fn of_model(model: &ServedModel) -> pb::ModelStatistics {
             compute_input: duration(snapshot.input),
             compute_infer: duration(snapshot.execute),
             compute_output: duration(snapshot.output),
-            cache_hit: nothing(),
-            cache_miss: nothing(),
+            cache_hit: duration(snapshot.cache_hit),
+            cache_miss: duration(snapshot.cache_miss),
         }),
         batch_stats: snapshot
             .by_size

@@ -22,6 +22,8 @@ pub struct Continuations {
     pub model: Arc<ServedModel>,
     /// Choices in all.
     pub choices: u32,
+    /// Whether nothing is generated for any of them; `None` where the model keeps no answers.
+    pub all_cached: Option<bool>,
     /// Continuations of each prompt.
     per_prompt: u32,
     running: FuturesUnordered<Pin<Box<dyn Future<Output = Step> + Send>>>,
@@ -51,6 +53,7 @@ impl Continuations {
         let prompts = calls.len();
         let per_prompt = calls.first().map_or(1, |call| call.continuations);
         let mut model = None;
+        let mut all_cached = None;
         let mut usage = Usage::default();
         let running = FuturesUnordered::new();
         for (prompt, call) in calls.into_iter().enumerate() {
@@ -59,11 +62,15 @@ impl Continuations {
                 start_generation(&shared.admission, &shared.metrics, call, context).await?;
             usage.prompt_tokens += u64::from(generation.prompt_tokens);
             model.get_or_insert_with(|| Arc::clone(&generation.model));
+            all_cached = generation
+                .cached
+                .map(|cached| cached && all_cached.unwrap_or(true));
             running.push(step(prompt, generation));
         }
         Ok(Self {
             model: model.ok_or_else(|| RequestError::internal("a request without prompts"))?,
             choices: prompts as u32 * per_prompt,
+            all_cached,
             per_prompt,
             running,
             usage,

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{
     errors::ApiError,
     fields::{Field, Fields, Kind},
-    output::model_headers,
+    output::{cached_header, model_headers},
     parameters::one_or_more,
     request::Incoming,
 };
@@ -178,7 +178,11 @@ fn encode(answered: &Answered, dimensions: u32, base64: bool) -> Result<Response
         model: &answered.model.name,
         usage: Usage::of(answered),
     };
-    Ok((model_headers(&answered.model), Json(embeddings)).into_response())
+    let headers = (
+        model_headers(&answered.model),
+        cached_header(answered.cached()),
+    );
+    Ok((headers, Json(embeddings)).into_response())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use futures_util::stream;
 use super::{
     continuations::Continuations,
     errors::ApiError,
-    output::{Envelope, Gathered, Surface, model_headers, new_id},
+    output::{Envelope, Gathered, Surface, cached_header, model_headers, new_id},
     parameters::GenerationRequest,
     request::{Incoming, refuse},
 };
@@ -71,7 +71,11 @@ async fn whole<S: Surface>(
     let envelope = Envelope::new(&new_id(S::ID), S::ANSWER, &running.model, false);
     let json = envelope.answer(surface, &choices, running.usage());
     let content_type = [(header::CONTENT_TYPE, "application/json")];
-    Ok((content_type, model_headers(&running.model), json).into_response())
+    let headers = (
+        model_headers(&running.model),
+        cached_header(running.all_cached),
+    );
+    Ok((content_type, headers, json).into_response())
 }
 
 /// A stream under way. The connection drops it when the client hangs up, which cancels what is
@@ -93,11 +97,12 @@ fn events<S: Surface>(events: Events<S>) -> Response {
         ("x-accel-buffering", "no"),
     ];
     let model = model_headers(&events.running.model);
+    let cached = cached_header(events.running.all_cached);
     let chunks = stream::unfold(events, |mut events| async move {
         let chunk = events.next().await?;
         Some((Ok::<_, Infallible>(chunk), events))
     });
-    (headers, model, Body::from_stream(chunks)).into_response()
+    (headers, model, cached, Body::from_stream(chunks)).into_response()
 }
 
 impl<S: Surface> Events<S> {

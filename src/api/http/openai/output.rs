@@ -225,6 +225,12 @@ pub fn model_headers(model: &Arc<ServedModel>) -> [(&'static str, String); 1] {
     [("x-ferry-model-version", model.version.clone())]
 }
 
+/// The header that tells whether nothing was run for an answer; none where the model keeps no
+/// answers.
+pub fn cached_header(cached: Option<bool>) -> Option<[(&'static str, &'static str); 1]> {
+    cached.map(|cached| [("x-ferry-cached", if cached { "true" } else { "false" })])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

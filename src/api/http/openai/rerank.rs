@@ -14,7 +14,7 @@ use super::{
     embeddings::Usage,
     errors::ApiError,
     fields::{Field, Fields, Kind},
-    output::{model_headers, new_id},
+    output::{cached_header, model_headers, new_id},
     parameters::switch,
     request::Incoming,
 };
@@ -153,7 +153,11 @@ fn encode(answered: &Answered, kept: &[String], top_n: usize) -> Result<Response
         results: results.collect(),
         usage: Usage::of(answered),
     };
-    Ok((model_headers(&answered.model), Json(ranking)).into_response())
+    let headers = (
+        model_headers(&answered.model),
+        cached_header(answered.cached()),
+    );
+    Ok((headers, Json(ranking)).into_response())
 }
 
 #[cfg(test)]

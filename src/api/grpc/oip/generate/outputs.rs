@@ -7,7 +7,10 @@ use crate::{
     admission::{Ending, Piece},
     api::{
         generation::AccountedGeneration,
-        grpc::oip::tensors::{DataType, put_bytes},
+        grpc::oip::{
+            parameters::cached_parameter,
+            tensors::{DataType, put_bytes},
+        },
         proto::inference::{
             self as pb, infer_parameter::ParameterChoice, model_infer_response::InferOutputTensor,
         },
@@ -139,11 +142,13 @@ fn encode(
     let is_last = pb::InferParameter {
         parameter_choice: Some(ParameterChoice::BoolParam(is_last)),
     };
+    let mut parameters = HashMap::from([("triton_final_response".to_owned(), is_last)]);
+    parameters.extend(generation.cached.map(cached_parameter));
     pb::ModelInferResponse {
         model_name: generation.model.name.clone(),
         model_version: generation.model.version.clone(),
         id: id.to_owned(),
-        parameters: HashMap::from([("triton_final_response".to_owned(), is_last)]),
+        parameters,
         outputs,
         raw_output_contents,
     }

@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 
-.PHONY: run models test test-rust test-clients lint docs bench
+.PHONY: run models test test-rust test-clients test-deploy lint docs bench
 
 # Fetch the models, build, and serve them.
 run: models
@@ -12,7 +12,7 @@ models:
 	$(PYTHON) models/fetch.py
 
 # Everything that can be tested here: Rust, and other people's clients against the built server.
-test: models test-rust test-clients
+test: models test-rust test-clients test-deploy
 
 test-rust:
 	cargo test
@@ -20,6 +20,11 @@ test-rust:
 test-clients:
 	cargo build
 	$(PYTHON) tests/clients/run.py --ferry target/debug/ferry --models models
+
+# Dockerfiles and manifests, as far as that goes without an engine and a cluster.
+test-deploy:
+	cargo build
+	$(PYTHON) deploy/check.py --ferry target/debug/ferry
 
 lint:
 	cargo fmt --check

@@ -2,6 +2,7 @@
 
 mod admin;
 mod bench;
+mod compare;
 mod fetch;
 mod health;
 mod inspect;
@@ -34,21 +35,37 @@ enum Command {
     Health(health::Health),
     /// Measure a model in process and served over gRPC.
     Bench(bench::Bench),
+    /// Compare two models on the same inputs, as a table, a picture and a gate.
+    Compare(compare::Compare),
 }
 
 /// Why a command failed, for people.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Runs the command line. Errors go to standard error and exit with 1.
+/// Runs the command line. Errors go to standard error and exit with 1, wrong arguments too: 2 is the
+/// code of a comparison that breaks a threshold.
 pub fn main() -> ExitCode {
     name_compute_threads();
-    let result = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = u8::from(error.use_stderr());
+            // Nowhere to say it is all that can go wrong.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let result = match cli.command {
         Command::Serve(command) => command.run(),
         Command::Admin(command) => return command.run(),
         Command::Inspect(command) => command.run(),
         Command::Fetch(command) => command.run(),
         Command::Health(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Compare(command) => match command.run() {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,9 +1,11 @@
 //! What a model that is compared with another must hold: the gate of `ferry compare`, and of a
 //! candidate that is to take over.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
-use super::Violation;
+use super::{ConfigError, Violation, read_checked};
 
 /// Bounds on the figures of a comparison. What is left out is not asked for; what is asked for and
 /// was not measured is broken, so that a gate never passes for want of figures.
@@ -86,6 +88,14 @@ pub struct Bound {
 }
 
 impl Thresholds {
+    /// Reads and checks a file of thresholds.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with file and line when it can't be read or is wrong.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        read_checked(path, Self::validate)
+    }
+
     /// Every key with its value, set or not.
     pub fn entries(&self) -> [(&'static str, Option<f64>); 20] {
         [
@@ -186,11 +196,12 @@ mod tests {
     #[test]
     fn the_entries_are_the_struct_s_fields() {
         // A field left out of `entries` would never be checked.
-        let all: String = Thresholds::default()
-            .entries()
+        let entries = Thresholds::default().entries();
+        let lines: Vec<_> = entries
             .iter()
-            .map(|(name, _)| format!("{name} = 0.5\n"))
+            .map(|entry| format!("{} = 0.5", entry.0))
             .collect();
+        let all = lines.join("\n");
         let thresholds: Thresholds = toml::from_str(&all).unwrap();
         assert_eq!(thresholds.bounds().count(), thresholds.entries().len());
         let written = serde_json::to_value(&thresholds).unwrap();

@@ -44,6 +44,8 @@ pub struct ServedModel {
     pub(super) mirror: ArcSwapOption<Mirror>,
     /// Bytes of its weights and caches in memory.
     pub memory_bytes: u64,
+    /// Bytes of its weights alone.
+    pub weight_bytes: u64,
     /// How long it took to load and warm.
     pub load_time: Duration,
     /// When it was ready.

@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 
 use super::support::{models_of, root};
 
-fn ferry(arguments: &[&str]) -> Output {
+pub fn ferry(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ferry"))
         .args(arguments)
         .current_dir(root())
@@ -13,12 +13,12 @@ fn ferry(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn printed(output: &Output) -> String {
+pub fn printed(output: &Output) -> String {
     assert!(output.status.success(), "{}", refused(output));
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-fn refused(output: &Output) -> String {
+pub fn refused(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 

@@ -12,6 +12,7 @@ mod admin;
 mod architecture;
 mod batching_properties;
 mod cli;
+mod compare;
 mod deadlines;
 mod decoders;
 mod drain;

@@ -1,5 +1,7 @@
 //! Rank correlation of two lists of numbers, ties considered.
 
+#![allow(clippy::float_cmp, reason = "a tie is two equal numbers")]
+
 /// Spearman's ρ: Pearson's correlation of the ranks, equal numbers having the mean of theirs. `None`
 /// where it isn't defined: fewer than two pairs, or a side whose numbers are all equal.
 pub fn spearman(a: &[f64], b: &[f64]) -> Option<f64> {
@@ -33,7 +35,7 @@ fn ranks(values: &[f64]) -> Vec<f64> {
     let mut ranks = vec![0.0; values.len()];
     let mut start = 0;
     for run in order.chunk_by(|&x, &y| values[x] == values[y]) {
-        let mean = start as f64 + (run.len() as f64 + 1.0) / 2.0;
+        let mean = start as f64 + f64::midpoint(run.len() as f64, 1.0);
         for &index in run {
             ranks[index] = mean;
         }

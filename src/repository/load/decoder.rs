@@ -78,7 +78,8 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         );
     }
     let cache = decoder.new_cache(blocks, settings.block_size, cache_type)?;
-    let memory_bytes = decoder.memory_bytes() + blocks * block_bytes;
+    let weight_bytes = decoder.memory_bytes();
+    let memory_bytes = weight_bytes + blocks * block_bytes;
     let mut forward: StepForward = Box::new(move |batch| step(&decoder, &cache, batch));
     (loading.tell)(LoadStage::WarmUp);
     warm_up(&mut forward, settings.block_size)?;
@@ -122,6 +123,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         output_size: 0,
         activation: Activation::Softmax,
         memory_bytes: memory_bytes as u64,
+        weight_bytes: weight_bytes as u64,
     })
 }
 

@@ -82,6 +82,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
             }
         }),
         memory_bytes: encoder.memory_bytes() as u64,
+        weight_bytes: encoder.memory_bytes() as u64,
         runner: Runner::Encoder(ServedEncoder {
             text: Arc::new(text),
             engine,

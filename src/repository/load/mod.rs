@@ -116,6 +116,7 @@ struct Loaded {
     output_size: usize,
     activation: Activation,
     memory_bytes: u64,
+    weight_bytes: u64,
 }
 
 /// How far a load has come.
@@ -177,6 +178,7 @@ pub fn load_version(
         output_size: loaded.output_size,
         activation: loaded.activation,
         memory_bytes: loaded.memory_bytes + manifest.cache.max_bytes().unwrap_or(0) as u64,
+        weight_bytes: loaded.weight_bytes,
         manifest,
         runner: loaded.runner,
         metrics,

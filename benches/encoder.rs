@@ -35,8 +35,15 @@ fn minilm_mean(bencher: Bencher, shape: &Shape) {
         dimension: None,
     };
     let device = candle_core::Device::Cpu;
-    let model = EncoderModel::load(Path::new(WEIGHTS), &LoadOptions { head }, &device)
-        .expect("the weights load");
+    let model = EncoderModel::load(
+        Path::new(WEIGHTS),
+        &LoadOptions {
+            head,
+            quantize: None,
+        },
+        &device,
+    )
+    .expect("the weights load");
     let batch = shape.batch();
     bencher
         .counter(ItemsCount::new(batch.tokens().len()))

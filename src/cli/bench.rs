@@ -19,10 +19,10 @@ use super::{
 };
 use crate::{
     config::{ServerConfig, Task},
-    models::{EncoderModel, LoadOptions, PackedBatch},
-    repository::{find_models, head_of, read_manifest},
+    models::{EncoderModel, PackedBatch},
+    repository::{encoder_text, find_models, load_encoder, read_manifest},
     server::Server,
-    text::{EncodeOptions, EncodedRow, RowInput, TextEncoder},
+    text::{EncodeOptions, EncodedRow, RowInput},
 };
 
 /// Single sentences of 7 to 40 words.
@@ -124,19 +124,13 @@ impl Bench {
         if manifest.task != Task::Embed {
             return Err(format!("'{}' does '{}', not 'embed'", model.name, manifest.task).into());
         }
-        let head = head_of(&manifest)?;
-        let encoder = EncoderModel::load(&dir, &LoadOptions { head }, &candle_core::Device::Cpu)?;
+        let encoder = load_encoder(&dir, &manifest)?;
         let max_tokens = match manifest.input.max_tokens {
             0 => encoder.spec().max_tokens(),
             limit => limit,
         };
-        let text = TextEncoder::load(
-            &dir,
-            encoder.spec().vocabulary,
-            encoder.spec().type_vocabulary > 1,
-            max_tokens,
-            manifest.input.truncation,
-        )?;
+        let spec = encoder.spec();
+        let text = encoder_text(&dir, spec, max_tokens, manifest.input.truncation)?;
         let encode =
             |line: &String| text.encode(&RowInput::Text(line.clone()), EncodeOptions::default());
         Ok(Alone {

@@ -7,6 +7,7 @@ mod fetch;
 mod health;
 mod inspect;
 mod load_client;
+mod quantize;
 mod serve;
 
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ enum Command {
     Fetch(fetch::Fetch),
     /// Ask a running server how it is.
     Health(health::Health),
+    /// Write a model's weights in fewer bits, as a GGUF file.
+    Quantize(quantize::Quantize),
     /// Measure a model in process and served over gRPC.
     Bench(bench::Bench),
     /// Compare two models on the same inputs, as a table, a picture and a gate.
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(command) => command.run(),
         Command::Fetch(command) => command.run(),
         Command::Health(command) => command.run(),
+        Command::Quantize(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Compare(command) => match command.run() {
             Ok(code) => return code,

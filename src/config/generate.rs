@@ -14,28 +14,6 @@ pub enum CacheType {
     F16,
 }
 
-/// What weights are quantized to as they are loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Quantize {
-    /// 4.5 bits a weight.
-    Q4_0,
-    /// 5 bits a weight.
-    Q4_1,
-    /// 5.5 bits a weight.
-    Q5_0,
-    /// 6 bits a weight.
-    Q5_1,
-    /// 8.5 bits a weight.
-    Q8_0,
-    /// 4.5 bits a weight, in blocks of 256.
-    Q4K,
-    /// 5.5 bits a weight, in blocks of 256.
-    Q5K,
-    /// 6.6 bits a weight, in blocks of 256.
-    Q6K,
-}
-
 /// Settings of models that generate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -55,9 +33,6 @@ pub struct GenerateConfig {
     pub cache_type: CacheType,
     /// Whether sequences that begin alike share the keys and values of what they have in common.
     pub share_prefixes: bool,
-    /// What weights are quantized to as they are loaded; unset leaves them as they are in the file.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub quantize: Option<Quantize>,
     /// A file with the chat template, beside the manifest, in place of the model's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
@@ -75,7 +50,6 @@ impl Default for GenerateConfig {
             cache_mib: 1024,
             cache_type: CacheType::F16,
             share_prefixes: true,
-            quantize: None,
             chat_template: None,
             default_max_tokens: 0,
         }

@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CacheConfig, ConfigError, GenerateConfig, RolloutConfig, ShareConfig, VersionsConfig,
+    CacheConfig, ConfigError, GenerateConfig, Quantize, RolloutConfig, ShareConfig, VersionsConfig,
     Violation, read_checked, rollout,
 };
 
@@ -89,6 +89,10 @@ pub struct ModelManifest {
     /// The weights' licence.
     #[serde(default)]
     pub license: String,
+    /// What f32, f16 and bf16 weights are quantized to as they are loaded; unset leaves them as they
+    /// are in the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<Quantize>,
     /// Where the weights come from.
     #[serde(default)]
     pub source: SourceConfig,
@@ -245,6 +249,7 @@ impl ModelManifest {
             task,
             description: String::new(),
             license: String::new(),
+            quantize: None,
             source: SourceConfig::default(),
             input: InputConfig::default(),
             embed: EmbedConfig::default(),
@@ -410,6 +415,16 @@ mod tests {
             parse("task = \"embed\"").unwrap(),
             ModelManifest::of(Task::Embed)
         );
+    }
+
+    #[test]
+    fn weights_are_quantized_for_every_task_alike() {
+        for task in ["embed", "generate"] {
+            let manifest = parse(&format!("task = \"{task}\"\nquantize = \"q4_k\"")).unwrap();
+            assert_eq!(manifest.quantize, Some(Quantize::Q4K));
+        }
+        let error = parse("task = \"embed\"\nquantize = \"q4\"").unwrap_err();
+        assert!(error.to_string().contains("q4_k"), "{error}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod cache;
 pub mod generate;
 pub mod locate;
 pub mod manifest;
+pub mod quantize;
 pub mod rollout;
 pub mod server;
 pub mod thresholds;
@@ -15,8 +16,9 @@ pub mod thresholds;
 use std::path::{Path, PathBuf};
 
 pub use cache::CacheConfig;
-pub use generate::{CacheType, GenerateConfig, Quantize};
+pub use generate::{CacheType, GenerateConfig};
 pub use manifest::{Activation, ModelManifest, Pooling, Task, Truncation};
+pub use quantize::Quantize;
 pub use rollout::{RolloutConfig, ServedVersions, ShareConfig, VersionRule, VersionsConfig};
 pub use server::ServerConfig;
 pub use thresholds::{Bound, Thresholds};

@@ -11,21 +11,29 @@
 
 use std::path::Path;
 
+use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Result as DeviceResult, Tensor};
 
 use super::error::{ForwardError, LoadError};
 use super::heads::{Head, LoadedHead, RowOutput};
+use super::loader::Loader;
 use super::packed::PackedBatch;
-use super::plan::{EncoderPlan, LayerPlan, LinearPlan, NormPlan};
+use super::plan::{EncoderPlan, LayerPlan, NormPlan};
+use super::projection::Projection;
+use super::source::Source;
 use super::spec::EncoderSpec;
-use super::weights::Checkpoint;
-use crate::ops::{Attention, BiasActivation, EmbedNorm, Linear, Pool, Pooling, ResidualNorm};
+use super::tensor_plan::ProjectionPlan;
+use crate::ops::{Attention, BiasActivation, EmbedNorm, Pool, Pooling, ResidualNorm};
 
 /// How to load an encoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadOptions {
     /// What it is for.
     pub head: Head,
+    /// The type that matrices in f32, f16 and bf16 become, or a near one where its blocks do not
+    /// divide their rows, see [`fitting`](super::quantize::fitting). `None` keeps them in f32.
+    /// Matrices that the file has quantized stay as they are.
+    pub quantize: Option<GgmlDType>,
 }
 
 /// A loaded encoder with its head. It lives on one executor thread and takes a batch at a time.
@@ -40,42 +48,44 @@ pub struct EncoderModel {
     single_token: Option<Pooling>,
     device: Device,
     parameters: usize,
+    memory_bytes: usize,
     unused_tensors: Vec<String>,
 }
 
 impl EncoderModel {
-    /// Loads `config.json` and the safetensors checkpoint in `dir` to `device`.
+    /// Loads a `*.gguf` file, or a folder with `config.json` and a safetensors checkpoint (or with
+    /// a `model.gguf`) to `device`.
     ///
     /// # Errors
     /// If the model is not supported, does not have the head, or its files are damaged. The whole
     /// header is checked before the first weight is read.
-    pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Self, LoadError> {
-        let spec = EncoderSpec::read(dir)?;
+    pub fn load(source: &Path, options: &LoadOptions, device: &Device) -> Result<Self, LoadError> {
+        let source = Source::open(source)?;
+        let spec = EncoderSpec::of(&source)?;
         let head = &options.head;
         head.check(&spec)?;
-        let mut weights = Checkpoint::open(dir, device)?;
         // Every tensor of every layer must exist, so a file of a few kilobytes cannot make the
         // plan of a huge config cost more than its own length.
-        let plan = EncoderPlan::new(&spec, head);
-        let unused_tensors = weights.check(&plan)?;
+        let plan = EncoderPlan::of(&source, &spec, head);
+        let parameters = source.check(plan.tensors())?;
 
-        let [weight, bias] = weights.norm(&plan.embed_norm)?;
+        let mut loader = Loader::new(&source, device, options.quantize);
         let embed = EmbedNorm {
-            word: weights.table(&plan.word)?,
-            position: Some(weights.table(&plan.position)?),
+            word: loader.embedding(&plan.word)?.into(),
+            position: Some(loader.plain(&plan.position)?),
             token_type: match &plan.token_type {
-                Some(table) => Some(weights.table(table)?),
+                Some(table) => Some(loader.plain(table)?),
                 None => None,
             },
-            weight,
-            bias,
+            weight: loader.plain(&plan.embed_norm.weight)?,
+            bias: loader.plain(&plan.embed_norm.bias)?,
             epsilon: spec.norm_epsilon,
             position_offset: spec.position_offset,
         };
         let layers = plan
             .layers
             .iter()
-            .map(|plan| Layer::load(plan, &spec, &mut weights))
+            .map(|plan| Layer::load(plan, &spec, &mut loader))
             .collect::<Result<_, _>>()?;
         let labels = match head {
             Head::Embed { .. } => Vec::new(),
@@ -84,12 +94,13 @@ impl EncoderModel {
         Ok(Self {
             embed,
             layers,
-            head: LoadedHead::load(&plan.head, &mut weights)?,
+            head: LoadedHead::load(&plan.head, &mut loader)?,
             labels,
             single_token: head.single_token(),
             device: device.clone(),
-            parameters: weights.parameters(),
-            unused_tensors,
+            parameters,
+            memory_bytes: loader.memory_bytes(),
+            unused_tensors: source.unused(plan.tensors()),
             spec,
         })
     }
@@ -130,7 +141,7 @@ impl EncoderModel {
 
     /// Bytes that the weights take on the device.
     pub fn memory_bytes(&self) -> usize {
-        self.parameters * size_of::<f32>()
+        self.memory_bytes
     }
 
     /// Tensors of the checkpoint that the model does not use.
@@ -198,14 +209,14 @@ impl EncoderModel {
 #[derive(Debug)]
 struct Layer {
     /// q, k and v in one matrix.
-    qkv: Linear,
+    qkv: Projection,
     attention: Attention,
-    attention_out: Linear,
+    attention_out: Projection,
     attention_norm: ResidualNorm,
-    feed_in: Linear,
+    feed_in: Projection,
     feed_bias: Tensor,
     activation: BiasActivation,
-    feed_out: Linear,
+    feed_out: Projection,
     feed_norm: ResidualNorm,
 }
 
@@ -213,32 +224,30 @@ impl Layer {
     fn load(
         plan: &LayerPlan,
         spec: &EncoderSpec,
-        weights: &mut Checkpoint,
+        loader: &mut Loader<'_>,
     ) -> Result<Self, LoadError> {
-        let qkv = [&plan.query, &plan.key, &plan.value];
-        let mut residual_norm = |linear: &LinearPlan, norm: &NormPlan| {
-            let [weight, norm_bias] = weights.norm(norm)?;
+        let mut residual_norm = |linear: &ProjectionPlan, norm: &NormPlan| {
             Ok::<_, LoadError>(ResidualNorm {
-                bias: weights.bias(linear)?,
-                weight,
-                norm_bias,
+                bias: loader.vectors(&linear.biases)?,
+                weight: loader.plain(&norm.weight)?,
+                norm_bias: loader.plain(&norm.bias)?,
                 epsilon: spec.norm_epsilon,
             })
         };
         let attention_norm = residual_norm(&plan.attention_out, &plan.attention_norm)?;
         let feed_norm = residual_norm(&plan.feed_out, &plan.feed_norm)?;
         Ok(Self {
-            qkv: weights.fused_linear(&qkv)?,
+            qkv: loader.product_only(&plan.qkv)?,
             attention: Attention {
                 heads: spec.heads,
-                bias: Some(weights.fused_bias(&qkv)?),
+                bias: Some(loader.vectors(&plan.qkv.biases)?),
             },
-            attention_out: weights.linear(&plan.attention_out)?,
+            attention_out: loader.product_only(&plan.attention_out)?,
             attention_norm,
-            feed_in: weights.linear(&plan.feed_in)?,
-            feed_bias: weights.bias(&plan.feed_in)?,
+            feed_in: loader.product_only(&plan.feed_in)?,
+            feed_bias: loader.vectors(&plan.feed_in.biases)?,
             activation: BiasActivation(spec.activation),
-            feed_out: weights.linear(&plan.feed_out)?,
+            feed_out: loader.product_only(&plan.feed_out)?,
             feed_norm,
         })
     }
@@ -291,7 +300,14 @@ mod tests {
         let dir = TempDir::new().expect("a temporary directory");
         write_config(dir.path(), config);
         write_safetensors(&dir.path().join("model.safetensors"), tensors);
-        EncoderModel::load(dir.path(), &LoadOptions { head }, &Device::Cpu)
+        EncoderModel::load(
+            dir.path(),
+            &LoadOptions {
+                head,
+                quantize: None,
+            },
+            &Device::Cpu,
+        )
     }
 
     fn values(output: &RowOutput) -> &[f32] {
@@ -385,7 +401,9 @@ mod tests {
         let model = load(&bert_config(), &legacy, Head::SequenceClass)?;
         assert_eq!(model.unused_tensors(), ["extra"]);
         assert_eq!(model.parameters(), expected.parameters());
-        assert_eq!(model.memory_bytes(), 4 * model.parameters());
+        // As f32, and what the last panel of each matrix is padded with.
+        let bytes = 4 * model.parameters();
+        assert!((bytes..2 * bytes).contains(&model.memory_bytes()));
         assert_eq!(model.labels(), ["a", "b", "c"]);
 
         let mut batch = PackedBatch::new();

@@ -3,10 +3,11 @@
 use candle_core::Tensor;
 
 use super::error::LoadError;
+use super::loader::Loader;
 use super::plan::HeadPlan;
+use super::projection::Projection;
 use super::spec::EncoderSpec;
-use super::weights::Checkpoint;
-use crate::ops::{Activation, BiasActivation, Linear, Pool, Pooling};
+use crate::ops::{Activation, BiasActivation, Pool, Pooling};
 
 /// What the caller wants of the model; checked against its config and weights at load.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,21 +98,21 @@ pub enum RowOutput {
 
 /// A head with its weights.
 #[derive(Debug)]
-pub(crate) enum LoadedHead {
+pub(super) enum LoadedHead {
     Embed(Pool),
     Sequence {
-        dense: Linear,
+        dense: Projection,
         bias: Tensor,
         activation: Activation,
-        out: Linear,
+        out: Projection,
     },
     Tokens {
-        out: Linear,
+        out: Projection,
     },
 }
 
 impl LoadedHead {
-    pub fn load(plan: &HeadPlan, weights: &mut Checkpoint) -> Result<Self, LoadError> {
+    pub fn load(plan: &HeadPlan, loader: &mut Loader<'_>) -> Result<Self, LoadError> {
         Ok(match plan {
             HeadPlan::Embed(pool) => Self::Embed(*pool),
             HeadPlan::Sequence {
@@ -119,13 +120,13 @@ impl LoadedHead {
                 activation,
                 out,
             } => Self::Sequence {
-                dense: weights.linear(dense)?,
-                bias: weights.bias(dense)?,
+                bias: loader.vectors(&dense.biases)?,
+                dense: loader.product_only(dense)?,
                 activation: *activation,
-                out: weights.linear_with_bias(out)?,
+                out: loader.unquantized_projection(out)?,
             },
             HeadPlan::Tokens { out } => Self::Tokens {
-                out: weights.linear_with_bias(out)?,
+                out: loader.unquantized_projection(out)?,
             },
         })
     }

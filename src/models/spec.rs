@@ -1,15 +1,23 @@
-//! What `config.json` says about an encoder, read with suspicion: every number is bounded here, so
-//! that the rest of the loader may multiply them without thought.
+//! What an encoder's files say about it, read with suspicion: every number is bounded here (and in
+//! `spec_gguf.rs`, for GGUF files), so that the rest of the loader may multiply them without thought.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::config_json::{Config, MAX_CONFIG_BYTES, read_json};
 use super::error::LoadError;
+use super::source::Source;
 use crate::ops::Activation;
 
-const MAX_LABELS: usize = 100_000;
+pub(super) const MAX_LABELS: usize = 100_000;
+pub(super) const HIDDEN: RangeInclusive<usize> = 1..=16_384;
+pub(super) const LAYERS: RangeInclusive<usize> = 1..=512;
+pub(super) const INTERMEDIATE: RangeInclusive<usize> = 1..=262_144;
+pub(super) const VOCABULARY: RangeInclusive<usize> = 1..=1 << 24;
+pub(super) const POSITIONS: RangeInclusive<usize> = 1..=1 << 20;
+pub(super) const TYPES: RangeInclusive<usize> = 0..=1024;
 
 /// Who named the tensors and shaped the classification head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,9 +35,9 @@ pub enum Family {
 pub struct EncoderSpec {
     /// Tensor names and head shape.
     pub family: Family,
-    /// `model_type`, as in the file.
+    /// `model_type`, as in the config.
     pub model_type: String,
-    /// `architectures`, as in the file; may be empty.
+    /// `architectures`, as in the config; may be empty.
     pub architectures: Vec<String>,
     /// Features of a token.
     pub hidden: usize,
@@ -51,14 +59,24 @@ pub struct EncoderSpec {
     pub norm_epsilon: f32,
     /// Activation of the feed-forward block.
     pub activation: Activation,
+    /// Between the two layers of a classification head.
+    pub head_activation: Activation,
     /// Label names by index, from `id2label` or `num_labels`. transformers leaves both out when
     /// there are two labels without names, so that is what their absence means.
     pub labels: Vec<String>,
-    /// `problem_type`, as in the file.
+    /// `problem_type`, as in the config.
     pub problem_type: Option<String>,
 }
 
 impl EncoderSpec {
+    /// From the files.
+    pub(super) fn of(source: &Source) -> Result<Self, LoadError> {
+        match source {
+            Source::Gguf(file) => Self::from_gguf(file),
+            Source::Safetensors(dir, _) => Self::read(dir),
+        }
+    }
+
     /// Reads `config.json` in `dir`.
     ///
     /// # Errors
@@ -94,13 +112,13 @@ impl EncoderSpec {
 
         let distil = family == Family::DistilBert;
         let key = |bert, distilbert| if distil { distilbert } else { bert };
-        let hidden = config.count(key("hidden_size", "dim"), 1..=16_384)?;
+        let hidden = config.count(key("hidden_size", "dim"), HIDDEN)?;
         let heads_key = key("num_attention_heads", "n_heads");
         let heads = config.count(heads_key, 1..=hidden)?;
         if hidden % heads != 0 {
             return Err(config.unsupported(heads_key, &format!("a divisor of {hidden}")));
         }
-        let positions = config.count("max_position_embeddings", 1..=1 << 20)?;
+        let positions = config.count("max_position_embeddings", POSITIONS)?;
         let position_offset = match family {
             Family::Roberta => 1 + config.count_or("pad_token_id", 0..=positions, 1)?,
             Family::Bert | Family::DistilBert => 0,
@@ -116,21 +134,26 @@ impl EncoderSpec {
             model_type: model_type.to_owned(),
             architectures: config.texts("architectures")?,
             hidden,
-            layers: config.count(key("num_hidden_layers", "n_layers"), 1..=512)?,
+            layers: config.count(key("num_hidden_layers", "n_layers"), LAYERS)?,
             heads,
-            intermediate: config.count(key("intermediate_size", "hidden_dim"), 1..=262_144)?,
-            vocabulary: config.count("vocab_size", 1..=1 << 24)?,
+            intermediate: config.count(key("intermediate_size", "hidden_dim"), INTERMEDIATE)?,
+            vocabulary: config.count("vocab_size", VOCABULARY)?,
             positions,
             position_offset,
             type_vocabulary: if distil {
                 0
             } else {
-                config.count_or("type_vocab_size", 0..=1024, 2)?
+                config.count_or("type_vocab_size", TYPES, 2)?
             },
             norm_epsilon: config
                 .optional_number("layer_norm_eps", 0.0..=1.0)?
                 .map_or(1e-12, |epsilon| epsilon as f32),
             activation: config.activation(key("hidden_act", "activation"))?,
+            head_activation: if distil {
+                Activation::Relu
+            } else {
+                Activation::Tanh
+            },
             labels: config.labels()?,
             problem_type: config.optional_text("problem_type")?.map(str::to_owned),
         })

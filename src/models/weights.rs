@@ -1,14 +1,13 @@
-//! Safetensors checkpoints: memory-mapped, checked against the plan by their headers alone, then
-//! read tensor by tensor into f32.
+//! Safetensors checkpoints: memory-mapped, their headers checked, then read tensor by tensor into
+//! f32.
 //!
 //! The mapping lives only while a model loads; afterwards the model owns its weights and the files
 //! may be replaced.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use candle_core::{Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
@@ -16,17 +15,12 @@ use safetensors::{Dtype, SafeTensors};
 use super::config_json::read_json;
 use super::error::LoadError;
 use super::mapping::map_file;
-use super::plan::{EncoderPlan, LinearPlan, Name, NormPlan, TablePlan, TensorPlan};
-use crate::ops::Linear;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Headers and indexes are some 100 bytes a tensor.
 const MAX_HEADER_BYTES: u64 = 32 << 20;
 const MAX_SHARDS: usize = 1024;
-/// What may stand before a backbone tensor's name: the task models of transformers put their base
-/// model's name there.
-const PREFIXES: [&str; 4] = ["", "bert.", "roberta.", "distilbert."];
 
 /// A tensor as the header describes it.
 #[derive(Debug, Clone)]
@@ -56,25 +50,17 @@ impl TensorEntry {
 pub struct Checkpoint {
     shards: Vec<Mmap>,
     entries: HashMap<String, TensorEntry>,
-    prefix: &'static str,
-    device: Device,
-    /// Values read so far.
-    parameters: usize,
 }
 
 impl Checkpoint {
-    /// Maps the files in `dir` and reads their headers; no weights. What is read later goes to
-    /// `device`.
+    /// Maps the files in `dir` and reads their headers; no weights.
     ///
     /// # Errors
     /// If there are no such files, or they are damaged.
-    pub fn open(dir: &Path, device: &Device) -> Result<Self, LoadError> {
+    pub fn open(dir: &Path) -> Result<Self, LoadError> {
         let mut checkpoint = Self {
             shards: Vec::new(),
             entries: HashMap::new(),
-            prefix: "",
-            device: device.clone(),
-            parameters: 0,
         };
         if dir.join(SINGLE).is_file() {
             checkpoint.add_shard(&dir.join(SINGLE), None)?;
@@ -87,98 +73,12 @@ impl Checkpoint {
                 dir: dir.to_owned(),
             });
         }
-        checkpoint.prefix = PREFIXES
-            .into_iter()
-            .find(|prefix| {
-                let name = format!("{prefix}embeddings.word_embeddings.weight");
-                checkpoint.entries.contains_key(&name)
-            })
-            .unwrap_or("");
         Ok(checkpoint)
     }
 
     /// All tensors of the files, by name.
     pub fn entries(&self) -> &HashMap<String, TensorEntry> {
         &self.entries
-    }
-
-    /// Checks that every tensor of the plan is there, with its shape and a type that can be read.
-    /// Returns the names of those that the plan does not use.
-    pub(crate) fn check(&self, plan: &EncoderPlan) -> Result<Vec<String>, LoadError> {
-        let mut unused: BTreeSet<&str> = self.entries.keys().map(String::as_str).collect();
-        for tensor in plan.tensors() {
-            let (name, _) = self.find(&tensor)?;
-            unused.remove(name);
-        }
-        Ok(unused.into_iter().map(str::to_owned).collect())
-    }
-
-    /// Values read so far.
-    pub(crate) fn parameters(&self) -> usize {
-        self.parameters
-    }
-
-    pub(crate) fn table(&mut self, plan: &TablePlan) -> Result<Tensor, LoadError> {
-        self.tensor(&plan.tensor())
-    }
-
-    /// Gain and offset of a layer norm.
-    pub(crate) fn norm(&mut self, plan: &NormPlan) -> Result<[Tensor; 2], LoadError> {
-        let [weight, bias] = plan.tensors();
-        Ok([self.tensor(&weight)?, self.tensor(&bias)?])
-    }
-
-    /// A linear whose bias the next op adds.
-    pub(crate) fn linear(&mut self, plan: &LinearPlan) -> Result<Linear, LoadError> {
-        self.fused_linear(&[plan])
-    }
-
-    pub(crate) fn linear_with_bias(&mut self, plan: &LinearPlan) -> Result<Linear, LoadError> {
-        let weight = self.stack(&[&plan.tensors()[0]])?;
-        let bias = self.bias(plan)?;
-        Ok(Linear::new(&weight, Some(bias))?)
-    }
-
-    pub(crate) fn bias(&mut self, plan: &LinearPlan) -> Result<Tensor, LoadError> {
-        self.fused_bias(&[plan])
-    }
-
-    /// Linears of the same input side by side as one, without bias.
-    pub(crate) fn fused_linear(&mut self, plans: &[&LinearPlan]) -> Result<Linear, LoadError> {
-        let weights: Vec<TensorPlan> = plans.iter().map(|plan| plan.tensors()[0].clone()).collect();
-        let weight = self.stack(&weights.iter().collect::<Vec<_>>())?;
-        Ok(Linear::new(&weight, None)?)
-    }
-
-    /// The biases of the same, one after the other.
-    pub(crate) fn fused_bias(&mut self, plans: &[&LinearPlan]) -> Result<Tensor, LoadError> {
-        let biases: Vec<TensorPlan> = plans.iter().map(|plan| plan.tensors()[1].clone()).collect();
-        self.stack(&biases.iter().collect::<Vec<_>>())
-    }
-
-    fn tensor(&mut self, plan: &TensorPlan) -> Result<Tensor, LoadError> {
-        self.stack(&[plan])
-    }
-
-    /// Reads tensors that agree in all but their first dimension, one after the other.
-    fn stack(&mut self, plans: &[&TensorPlan]) -> Result<Tensor, LoadError> {
-        let total = plans
-            .iter()
-            .map(|p| p.shape.iter().product::<usize>())
-            .sum();
-        let mut values = Vec::with_capacity(total);
-        let mut shape = Vec::new();
-        for plan in plans {
-            let (name, entry) = self.find(plan)?;
-            self.append_f32(name, entry, &mut values)?;
-            if shape.is_empty() {
-                shape.clone_from(&plan.shape);
-            } else {
-                shape[0] += plan.shape[0];
-            }
-        }
-        self.parameters += values.len();
-        Ok(Tensor::from_vec(values, shape, &self.device)?)
     }
 
     /// The values of a tensor by its whole name, in f32.
@@ -192,46 +92,6 @@ impl Checkpoint {
         let mut values = Vec::with_capacity(entry.elements());
         self.append_f32(name, entry, &mut values)?;
         Ok(values)
-    }
-
-    /// The tensor of the plan under whichever name the files have it.
-    fn find(&self, plan: &TensorPlan) -> Result<(&str, &TensorEntry), LoadError> {
-        let (prefix, module) = match &plan.module {
-            Name::Backbone(module) => (self.prefix, module.as_str()),
-            Name::Head(module) => ("", *module),
-        };
-        let name = format!("{prefix}{module}.{}", plan.leaf);
-        let legacy = plan
-            .legacy_leaf
-            .map(|leaf| format!("{prefix}{module}.{leaf}"));
-        let found = self.entries.get_key_value(&name).or_else(|| {
-            let legacy = legacy.as_ref()?;
-            self.entries.get_key_value(legacy)
-        });
-        let Some((found, entry)) = found else {
-            return Err(LoadError::MissingTensor {
-                why: match legacy {
-                    Some(legacy) => format!("nor is there {legacy}"),
-                    None => format!("the checkpoint has {} tensors", self.entries.len()),
-                },
-                name,
-                expected: plan.shape.clone(),
-            });
-        };
-        if entry.shape != plan.shape {
-            return Err(LoadError::Shape {
-                name: found.clone(),
-                found: entry.shape.clone(),
-                expected: plan.shape.clone(),
-            });
-        }
-        if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Err(LoadError::Dtype {
-                name: found.clone(),
-                found: format!("{:?}", entry.dtype),
-            });
-        }
-        Ok((found, entry))
     }
 
     /// Decodes a tensor to the end of `values`; refuses NaN and infinity.
@@ -393,12 +253,12 @@ mod tests {
             std::fs::write(dir.path().join(INDEX), index)
         };
         write_index(map.clone())?;
-        let checkpoint = Checkpoint::open(dir.path(), &Device::Cpu)?;
+        let checkpoint = Checkpoint::open(dir.path())?;
         assert_eq!(checkpoint.entries().len(), map.len());
 
         map.insert("ghost".to_owned(), json!("part-0"));
         write_index(map)?;
-        let error = Checkpoint::open(dir.path(), &Device::Cpu).expect_err("a ghost");
+        let error = Checkpoint::open(dir.path()).expect_err("a ghost");
         assert!(error.to_string().contains("ghost"), "{error}");
         Ok(())
     }
@@ -406,7 +266,7 @@ mod tests {
     #[test]
     fn damaged_files_are_errors() -> Result<(), Box<dyn std::error::Error>> {
         let dir = TempDir::new()?;
-        let error = Checkpoint::open(dir.path(), &Device::Cpu).expect_err("no file");
+        let error = Checkpoint::open(dir.path()).expect_err("no file");
         assert!(matches!(error, LoadError::NoWeights { .. }), "{error}");
 
         let path = dir.path().join(SINGLE);
@@ -423,7 +283,7 @@ mod tests {
             lying,
         ] {
             std::fs::write(&path, &bad)?;
-            let error = Checkpoint::open(dir.path(), &Device::Cpu).expect_err("damaged");
+            let error = Checkpoint::open(dir.path()).expect_err("damaged");
             let named = matches!(error, LoadError::Header { .. } | LoadError::Io { .. });
             assert!(named, "{error}");
         }

@@ -4,7 +4,7 @@
 //! y[t] = LayerNorm( word[token[t]] + position[p(t)] + type[type_id[t]] )
 //! p(t) = t − cu_seqlens[row of t] + position_offset
 //!
-//! token, type_id  [tokens]     u32        word      [vocabulary, hidden]   f32
+//! token, type_id  [tokens]     u32        word      [vocabulary, hidden]   f32, or quantized
 //! cu_seqlens      [rows + 1]   u32        position  [positions, hidden]    f32, optional
 //! y               [tokens, hidden]  f32   type      [types, hidden]        f32, optional
 //! ```
@@ -13,16 +13,26 @@
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use super::QuantizedLinear;
 use super::layer_norm::{NormWeights, normalize_row};
 use super::operand::{check_cu_seqlens, read, u32_values};
 use super::parallel::for_row_blocks;
 use super::simd::{Arithmetic, Kernel, dispatch};
 
-/// The op with its tables and norm weights, f32.
+/// The embeddings of words, `[vocabulary, hidden]`.
+#[derive(Debug, Clone)]
+pub enum WordTable {
+    /// f32.
+    Dense(Tensor),
+    /// Quantized; rows are dequantized as they are looked up.
+    Quantized(QuantizedLinear),
+}
+
+/// The op with its tables and norm weights, f32 but for the words.
 #[derive(Debug, Clone)]
 pub struct EmbedNorm {
     /// `[vocabulary, hidden]`
-    pub word: Tensor,
+    pub word: WordTable,
     /// `[positions, hidden]`, learned absolute positions.
     pub position: Option<Tensor>,
     /// `[types, hidden]`, token types (segments).
@@ -80,10 +90,26 @@ impl CustomOp3 for EmbedNorm {
             let (types, tokens) = (type_ids.len(), tokens.len());
             bail!("{types} type ids for {tokens} tokens");
         }
-        let (vocabulary, hidden) = self.word.dims2()?;
-        check_indices(tokens, vocabulary, "token")?;
-        let word = read(&self.word, "word embedding");
-        let word = word.values(vocabulary * hidden)?;
+        let (words, word_indices);
+        let (table, indices) = match &self.word {
+            WordTable::Dense(table) => {
+                check_indices(tokens, table.dim(0)?, "token")?;
+                (table, tokens)
+            }
+            WordTable::Quantized(table) => {
+                check_indices(tokens, table.out_features(), "token")?;
+                // A table of this batch's words alone, in their order.
+                words = table.rows(tokens, 1.0)?;
+                word_indices = (0..tokens.len() as u32).collect::<Vec<u32>>();
+                (&words, &word_indices[..])
+            }
+        };
+        let (rows, hidden) = table.dims2()?;
+        let word = read(table, "word embedding");
+        let word = Lookup {
+            table: word.values(rows * hidden)?,
+            indices,
+        };
 
         let mut added = Vec::with_capacity(2);
         let positions;
@@ -120,10 +146,7 @@ impl CustomOp3 for EmbedNorm {
             dispatch(EmbedRows {
                 rows,
                 first,
-                word: Lookup {
-                    table: word,
-                    indices: tokens,
-                },
+                word,
                 added: &added,
                 norm,
             });
@@ -187,6 +210,7 @@ mod tests {
     use super::super::testing::{Random, cu_seqlens, indices, layer_norm_f64, max_error};
     use super::*;
     use candle_core::Device;
+    use candle_core::quantized::{GgmlDType, QTensor};
 
     fn op(hidden: usize, with_position: bool, with_type: bool, offset: usize) -> Result<EmbedNorm> {
         let mut random = Random::new(hidden as u64);
@@ -198,7 +222,7 @@ mod tests {
             )
         };
         Ok(EmbedNorm {
-            word: table(50)?,
+            word: WordTable::Dense(table(50)?),
             position: with_position.then(|| table(40)).transpose()?,
             token_type: with_type.then(|| table(2)).transpose()?,
             weight: table(1)?.flatten_all()?,
@@ -206,6 +230,31 @@ mod tests {
             epsilon: 1e-5,
             position_offset: offset,
         })
+    }
+
+    fn dense(table: &WordTable) -> &Tensor {
+        match table {
+            WordTable::Dense(table) => table,
+            WordTable::Quantized(_) => panic!("a dense table"),
+        }
+    }
+
+    #[test]
+    fn a_quantized_table_gives_what_its_dequantized_values_give() -> Result<()> {
+        let mut op = op(32, true, true, 0)?;
+        let quantized = QTensor::quantize(dense(&op.word), GgmlDType::Q8_0)?;
+        let tokens = indices(&[3, 49, 0, 3])?;
+        let (types, ends) = (indices(&[0, 1, 1, 0])?, indices(&[0, 3, 4])?);
+        op.word = WordTable::Dense(quantized.dequantize(&Device::Cpu)?);
+        let expected = op.apply(&tokens, &types, &ends)?.to_vec2::<f32>()?;
+        op.word = WordTable::Quantized(QuantizedLinear::new(&[quantized], None)?);
+        assert_eq!(
+            op.apply(&tokens, &types, &ends)?.to_vec2::<f32>()?,
+            expected
+        );
+        let error = op.apply(&indices(&[50])?, &indices(&[0])?, &indices(&[0, 1])?);
+        assert!(error.is_err_and(|error| error.to_string().contains("token 50")));
+        Ok(())
     }
 
     #[test]
@@ -231,7 +280,7 @@ mod tests {
                 .collect();
             let mut sum = vec![0f64; total * hidden];
             for (table, index) in [
-                (Some(&op.word), &tokens),
+                (Some(dense(&op.word)), &tokens),
                 (op.position.as_ref(), &positions),
                 (op.token_type.as_ref(), &type_ids),
             ] {

@@ -95,6 +95,14 @@ impl Linear {
     pub fn out_features(&self) -> usize {
         self.outputs
     }
+
+    /// Bytes that the weight takes up, the last panel's padding among them.
+    pub fn memory_bytes(&self) -> usize {
+        match &self.weight {
+            Weight::Panels(panels) => size_of_val(&panels.values[..]),
+            Weight::Transposed(weight) => weight.elem_count() * size_of::<f32>(),
+        }
+    }
 }
 
 impl CustomOp1 for Linear {

@@ -34,7 +34,7 @@ mod testing;
 
 pub use activation::{Activation, BiasActivation};
 pub use attention::Attention;
-pub use embed_norm::EmbedNorm;
+pub use embed_norm::{EmbedNorm, WordTable};
 pub use gated::GatedActivation;
 pub use linear::Linear;
 pub use logit_statistics::{LogitStatistics, logit_statistics, soft_cap};

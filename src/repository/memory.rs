@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::load::ggml_type;
 use crate::{
     config::{ModelManifest, Task, manifest::find_gguf},
     models::{DecoderSummary, ModelSummary},
@@ -11,12 +12,13 @@ use crate::{
 /// generates, its cache, and the answers that are kept. `None` where its files can't be read; its load will say why.
 pub(super) fn estimate(dir: &Path, manifest: &ModelManifest) -> Option<u64> {
     let gguf = find_gguf(dir);
-    let weights = if manifest.task == Task::Generate || gguf.is_some() {
-        let source = gguf.as_deref().unwrap_or(dir);
-        DecoderSummary::read(source).ok()?.memory_bytes
+    let source = gguf.as_deref().unwrap_or(dir);
+    let contents = if manifest.task == Task::Generate {
+        DecoderSummary::read(source).ok()?.contents
     } else {
-        ModelSummary::read(dir).ok()?.memory_bytes
+        ModelSummary::read(source).ok()?.contents
     };
+    let weights = contents.memory_bytes_as(manifest.quantize.map(ggml_type));
     let cache = match manifest.task {
         Task::Generate => manifest.generate.cache_mib << 20,
         _ => 0,

@@ -12,6 +12,7 @@ use tokenizers::{
     },
 };
 
+use super::{GgufVocabulary, VocabularyError, word_piece::word_pieces};
 use crate::config::Truncation;
 
 /// What one row of a request holds.
@@ -113,6 +114,20 @@ struct Cut {
     limit: usize,
 }
 
+/// What a model takes.
+#[derive(Debug, Clone, Copy)]
+pub struct EncoderLimits {
+    /// Token ids are below this; others are refused.
+    pub vocabulary: usize,
+    /// Whether a pair's second text is of segment 1. Without, every token is of segment 0, as
+    /// models need that were trained with one segment only.
+    pub segments: bool,
+    /// Tokens a row may have, special tokens included; longer ones are cut.
+    pub max_tokens: usize,
+    /// Where they are cut.
+    pub truncation: Truncation,
+}
+
 /// A model's tokenizer with the model's limits.
 #[derive(Debug)]
 pub struct TextEncoder {
@@ -124,37 +139,63 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Loads `tokenizer.json` from `dir`. Rows are cut to `max_tokens`, special tokens included;
-    /// ids from `vocabulary` on are refused. Without `segments` every token is of segment 0, as
-    /// models need that were trained with one segment only.
+    /// Loads `tokenizer.json` from `dir`.
     ///
     /// # Errors
     /// [`TokenizerError`] when the file is missing or isn't a tokenizer.
-    pub fn load(
-        dir: &Path,
-        vocabulary: usize,
-        segments: bool,
-        max_tokens: usize,
-        truncation: Truncation,
-    ) -> Result<Self, TokenizerError> {
+    pub fn load(dir: &Path, limits: EncoderLimits) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
-        let failed = |reason: String| TokenizerError {
-            path: path.clone(),
+        let tokenizer = Tokenizer::from_file(&path);
+        Self::new(tokenizer, limits).map_err(|reason| TokenizerError { path, reason })
+    }
+
+    /// From the text of a `tokenizer.json`, which was found in `path`.
+    ///
+    /// # Errors
+    /// [`TokenizerError`] when it isn't a tokenizer.
+    pub fn from_json(
+        json: &str,
+        path: &Path,
+        limits: EncoderLimits,
+    ) -> Result<Self, TokenizerError> {
+        let tokenizer = Tokenizer::from_bytes(json.as_bytes());
+        Self::new(tokenizer, limits).map_err(|reason| TokenizerError {
+            path: path.to_owned(),
             reason,
-        };
-        let mut tokenizer =
-            Tokenizer::from_file(&path).map_err(|error| failed(error.to_string()))?;
+        })
+    }
+
+    /// From a GGUF file's `WordPiece` vocabulary, as llama.cpp encodes with it: `separator` ends a
+    /// text, and texts are made lower-case unless the file says otherwise.
+    ///
+    /// # Errors
+    /// [`VocabularyError`] when the vocabulary is of another kind or contradicts itself.
+    pub fn from_word_pieces(
+        vocabulary: &GgufVocabulary,
+        separator: Option<u32>,
+        lowercase: Option<bool>,
+        limits: EncoderLimits,
+    ) -> Result<Self, VocabularyError> {
+        let tokenizer = word_pieces(vocabulary, separator, lowercase.unwrap_or(true))?;
+        Self::new(Ok(tokenizer), limits).map_err(VocabularyError::Failed)
+    }
+
+    fn new(
+        tokenizer: tokenizers::Result<Tokenizer>,
+        limits: EncoderLimits,
+    ) -> Result<Self, String> {
+        let mut tokenizer = tokenizer.map_err(|error| error.to_string())?;
         // Ours to decide per request; what the file says would cut or pad a second time.
         tokenizer
             .with_truncation(None)
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| error.to_string())?;
         tokenizer.with_padding(None);
         Ok(Self {
             tokenizer,
-            vocabulary,
-            segments,
-            max_tokens,
-            truncation,
+            vocabulary: limits.vocabulary,
+            segments: limits.segments,
+            max_tokens: limits.max_tokens,
+            truncation: limits.truncation,
         })
     }
 

@@ -18,11 +18,14 @@ mod sentence_piece;
 mod stop_tokens;
 mod token_table;
 mod vocabulary;
+mod word_piece;
 
 pub use chat::{ChatError, ChatMessage, ChatOptions, ChatTemplate};
 pub use constraint::{Constraint, ConstraintError, ConstraintFactory, ConstraintState};
 pub use detokenizer::{Detokenizer, SpecialTokens};
-pub use encode::{EncodeError, EncodeOptions, EncodedRow, RowInput, TextEncoder, TokenizerError};
+pub use encode::{
+    EncodeError, EncodeOptions, EncodedRow, EncoderLimits, RowInput, TextEncoder, TokenizerError,
+};
 pub use pool::{CpuPool, PoolFull};
 pub use prompt::GenerationText;
 pub use vocabulary::{GgufVocabulary, VocabularyError};

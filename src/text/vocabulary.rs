@@ -113,6 +113,12 @@ pub enum VocabularyError {
         /// Its text.
         text: String,
     },
+    /// A vocabulary that encoders can't be run with.
+    #[error(
+        "tokenizer.ggml.model is '{0}', and there is no tokenizer.huggingface.json; without it, only \
+         'bert' is supported for encoders. `ferry quantize` writes it"
+    )]
+    NoEncoder(String),
     /// A score that can't be compared.
     #[error("the score of token {id} is not a number")]
     Score {

@@ -8,7 +8,7 @@ use candle_core::Device;
 use ferry::{
     config::{ModelManifest, Task, Truncation},
     models::{EncoderModel, LoadOptions, PackedBatch, RowOutput},
-    repository::head_of,
+    repository::{encoder_text, head_of},
     text::{EncodeOptions, EncodedRow, RowInput, TextEncoder},
 };
 use serde_json::Value;
@@ -22,6 +22,9 @@ const LEAST_COSINE: f64 = 0.9999;
 /// Largest difference of a value between a packed batch and one row at a time. On the CPU no sum
 /// depends on the batch, so there is none.
 const PACKED_TOLERANCE: f32 = 0.0;
+
+/// Golden files of other tests.
+const OTHERS: [&str; 3] = ["texts", "chat_templates", "comparison"];
 
 struct Golden {
     name: String,
@@ -63,7 +66,7 @@ fn all() -> Vec<Golden> {
         .filter(|path| path.extension().is_some_and(|end| end == "json"))
         .filter(|path| {
             path.file_stem()
-                .is_some_and(|stem| stem != "texts" && stem != "chat_templates")
+                .is_some_and(|stem| !OTHERS.contains(&stem.to_str().unwrap()))
         })
         .collect();
     paths.sort();
@@ -74,17 +77,18 @@ fn all() -> Vec<Golden> {
 impl Golden {
     fn load(&self) -> (EncoderModel, TextEncoder) {
         let head = head_of(&self.manifest).unwrap();
-        let model = EncoderModel::load(&self.dir, &LoadOptions { head }, &Device::Cpu).unwrap();
+        let model = EncoderModel::load(
+            &self.dir,
+            &LoadOptions {
+                head,
+                quantize: None,
+            },
+            &Device::Cpu,
+        )
+        .unwrap();
         let spec = model.spec();
         let limit = self.file["max_tokens"].as_u64().unwrap() as usize;
-        let segments = spec.type_vocabulary > 1;
-        let text = TextEncoder::load(
-            &self.dir,
-            spec.vocabulary,
-            segments,
-            limit,
-            Truncation::Right,
-        );
+        let text = encoder_text(&self.dir, spec, limit, Truncation::Right);
         (model, text.unwrap())
     }
 

@@ -26,6 +26,7 @@ mod llama_cpp;
 mod malformed;
 mod open_inference;
 mod openai;
+mod quantize;
 mod repository;
 mod response_cache;
 mod response_cache_rows;

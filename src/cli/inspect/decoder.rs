@@ -47,10 +47,7 @@ pub(super) fn describe(source: &Path, asked: usize) -> Result<Description, Failu
             "architecture": architecture,
             "unsupported": summary.spec.as_ref().err().map(ToString::to_string),
         }),
-        tensors: summary.tensors,
-        parameters: summary.parameters,
-        file_bytes: summary.file_bytes,
-        memory_bytes: summary.memory_bytes,
+        contents: summary.contents,
         memory: "for weights, the cache beside",
     })
 }

@@ -7,9 +7,9 @@ use serde_json::json;
 use super::Description;
 use crate::{cli::Failure, models::ModelSummary};
 
-/// Describes the encoder in `dir`, of which a row is asked to have `asked` tokens (0: all).
-pub(super) fn describe(dir: &Path, asked: usize) -> Result<Description, Failure> {
-    let summary = ModelSummary::read(dir)?;
+/// Describes the encoder in a folder or a GGUF file, of which a row is asked to have `asked` tokens (0: all).
+pub(super) fn describe(source: &Path, asked: usize) -> Result<Description, Failure> {
+    let summary = ModelSummary::read(source)?;
     let mut rows = vec![("architecture", summary.architectures.join(", "))];
     match &summary.spec {
         Ok(spec) => {
@@ -33,10 +33,7 @@ pub(super) fn describe(dir: &Path, asked: usize) -> Result<Description, Failure>
             "architectures": summary.architectures,
             "unsupported": summary.spec.as_ref().err().map(ToString::to_string),
         }),
-        tensors: summary.tensors,
-        parameters: summary.parameters,
-        file_bytes: summary.file_bytes,
-        memory_bytes: summary.memory_bytes,
-        memory: "as f32, activations beside",
+        contents: summary.contents,
+        memory: "for weights, activations beside",
     })
 }

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::Failure;
 use crate::{
     config::{ModelManifest, Task, manifest::find_gguf},
-    models::inspect::TensorSummary,
-    repository::{FoundModel, find_models, read_manifest},
+    models::FileContents,
+    repository::{FoundModel, find_models, infer_manifest, read_manifest},
 };
 
 /// Tell what a model is made of, without loading it.
@@ -42,10 +42,7 @@ struct Description {
     rows: Vec<(&'static str, String)>,
     /// The same, for programs.
     json: Value,
-    tensors: Vec<TensorSummary>,
-    parameters: usize,
-    file_bytes: usize,
-    memory_bytes: usize,
+    contents: FileContents,
     /// What the memory figure counts.
     memory: &'static str,
 }
@@ -55,17 +52,17 @@ impl Inspect {
         let (found, path) = self.find()?;
         let manifest = match &found {
             Some(model) => Some(read_manifest(model, &path)?),
-            None => ModelManifest::infer(&path),
+            None => infer_manifest(&path)?,
         };
         let task = manifest.as_ref().map(|manifest| manifest.task);
-        let generates = path.is_file() || task == Some(Task::Generate);
         let asked = manifest
             .as_ref()
             .map_or(0, |manifest| manifest.input.max_tokens);
-        let description = if generates {
-            decoder::describe(&find_gguf(&path).unwrap_or_else(|| path.clone()), asked)?
+        let source = find_gguf(&path).unwrap_or_else(|| path.clone());
+        let description = if task == Some(Task::Generate) {
+            decoder::describe(&source, asked)?
         } else {
-            encoder::describe(&path, asked)?
+            encoder::describe(&source, asked)?
         };
         if self.json {
             return print_json(&path, manifest.as_ref(), description);
@@ -83,23 +80,21 @@ impl Inspect {
         for (name, value) in &description.rows {
             row(name, value);
         }
-        row("parameters", millions(description.parameters));
-        row("file", mebibytes(description.file_bytes));
-        let memory = mebibytes(description.memory_bytes);
+        let contents = &description.contents;
+        row("parameters", millions(contents.parameters));
+        row("file", mebibytes(contents.file_bytes));
+        let memory = mebibytes(contents.memory_bytes);
         row("memory", format_args!("{memory} {}", description.memory));
-        row("tensors", description.tensors.len());
-        let mut types = std::collections::BTreeMap::<&str, usize>::new();
-        for tensor in &description.tensors {
-            *types.entry(&tensor.dtype).or_default() += 1;
-        }
-        let types: Vec<String> = types
+        row("tensors", contents.tensors.len());
+        let types: Vec<String> = contents
+            .types()
             .into_iter()
             .map(|(name, count)| format!("{name} ({count})"))
             .collect();
         row("types", types.join(", "));
         if self.tensors {
             println!();
-            for tensor in &description.tensors {
+            for tensor in &contents.tensors {
                 println!(
                     "{:<6} {:>18} {:>12}  {}",
                     tensor.dtype,
@@ -146,7 +141,8 @@ fn print_json(
     manifest: Option<&ModelManifest>,
     description: Description,
 ) -> Result<(), Failure> {
-    let tensors: Vec<_> = description
+    let contents = description.contents;
+    let tensors: Vec<_> = contents
         .tensors
         .iter()
         .map(|tensor| {
@@ -159,9 +155,9 @@ fn print_json(
     let mut described = description.json;
     described["path"] = json!(path);
     described["task"] = json!(manifest.map(|manifest| manifest.task.to_string()));
-    described["parameters"] = json!(description.parameters);
-    described["file_bytes"] = json!(description.file_bytes);
-    described["memory_bytes"] = json!(description.memory_bytes);
+    described["parameters"] = json!(contents.parameters);
+    described["file_bytes"] = json!(contents.file_bytes);
+    described["memory_bytes"] = json!(contents.memory_bytes);
     described["tensors"] = json!(tensors);
     println!("{}", serde_json::to_string_pretty(&described)?);
     Ok(())

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use candle_core::{Result as DeviceResult, Tensor};
 
 use super::super::error::LoadError;
+use super::super::loader::Loader;
+use super::super::projection::Projection;
 use super::plan::LayerPlan;
-use super::projection::Projection;
 use super::spec::DecoderSpec;
-use super::weights::Loader;
 use crate::ops::{
     GatedActivation, LayerCache, PagedAttention, PagedRows, ResidualRmsNorm, RmsNorm, Rope,
 };

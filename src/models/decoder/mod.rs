@@ -18,11 +18,9 @@ pub mod summary;
 
 mod layer;
 mod logits;
-mod plan;
-mod projection;
+pub(super) mod plan;
 mod spec_config;
 mod spec_gguf;
-mod weights;
 
 #[cfg(test)]
 mod tests;
@@ -34,24 +32,25 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Result as DeviceResult, Tensor, bail};
 
 use super::error::{ForwardError, LoadError};
+use super::loader::Loader;
+use super::projection::{Embedding, Projection};
+use super::source::Source;
 use crate::ops::{CacheType, LayerCache, PagedRows, RmsNorm, soft_cap};
 use layer::Layer;
-use projection::{Embedding, Projection};
-use weights::Loader;
+use plan::DecoderPlan;
 
 pub use batch::{DecoderBatch, DecoderRow};
 pub use cache::KvCache;
 pub use logits::StepLogits;
 pub use spec::{Architecture, DecoderSpec};
 pub use summary::DecoderSummary;
-pub(super) use weights::Source;
 
 /// How to load a decoder.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DecoderOptions {
-    /// The type that matrices in f32, f16 and bf16 become; those whose rows its blocks do not
-    /// divide become `Q8_0`, or stay f32. `None` keeps them in f32. Matrices that the file has
-    /// quantized stay as they are.
+    /// The type that matrices in f32, f16 and bf16 become, or a near one where its blocks do not
+    /// divide their rows, see [`fitting`](super::quantize::fitting). `None` keeps them in f32.
+    /// Matrices that the file has quantized stay as they are.
     pub quantize: Option<GgmlDType>,
     /// The most positions that a sequence will have; `None` is what the model has. `LongRoPE`
     /// models choose their factors by it.
@@ -88,12 +87,12 @@ impl DecoderModel {
             let error = candle_core::Error::Msg("decoders run on the CPU only so far".to_owned());
             return Err(LoadError::Device(error));
         }
-        let source = Source::open(source, device)?;
-        let spec = source.spec(options.max_context)?;
+        let source = Source::open(source)?;
+        let spec = DecoderSpec::of(&source, options.max_context)?;
         // Every tensor of every layer must exist, so a file of a few kilobytes cannot make the
         // plan of a huge config cost more than its own length.
-        let plan = source.plan(&spec);
-        let parameters = source.check(&plan)?;
+        let plan = DecoderPlan::of(&source, &spec);
+        let parameters = source.check(plan.tensors())?;
 
         let mut loader = Loader::new(&source, device, options.quantize);
         let mut norm = |plan| loader.norm(plan, spec.norm_offset, spec.norm_epsilon);

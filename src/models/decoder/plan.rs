@@ -1,21 +1,9 @@
 //! Every tensor that a decoder needs, by name and shape, derived from its spec before a weight is
 //! read. The check of the header and the loading read the same plan, so they cannot disagree.
 
+use super::super::source::Source;
+use super::super::tensor_plan::{ProjectionPlan, TensorPlan};
 use super::spec::{Architecture, DecoderSpec};
-
-/// One tensor by its whole name; shape outermost first.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::models) struct TensorPlan {
-    pub name: String,
-    pub shape: Vec<usize>,
-}
-
-/// A linear layer of one or several weights side by side, with as many biases or none.
-#[derive(Debug, Clone)]
-pub(in crate::models) struct ProjectionPlan {
-    pub weights: Vec<TensorPlan>,
-    pub biases: Vec<TensorPlan>,
-}
 
 /// The tensors of one layer.
 #[derive(Debug, Clone)]
@@ -75,6 +63,17 @@ impl Naming {
 }
 
 impl DecoderPlan {
+    /// Under the names that the files have.
+    pub fn of(source: &Source, spec: &DecoderSpec) -> Self {
+        Self::new(
+            spec,
+            match source {
+                Source::Gguf(_) => Naming::Gguf,
+                Source::Safetensors(..) => Naming::of_checkpoint(|name| source.has(name)),
+            },
+        )
+    }
+
     pub fn new(spec: &DecoderSpec, naming: Naming) -> Self {
         let table = [spec.vocabulary, spec.hidden];
         let (embedding, norm, head) = match naming {
@@ -169,21 +168,6 @@ impl LayerPlan {
             .chain(self.gate_up.tensors())
             .chain(self.down.tensors())
             .chain(&self.post_feed_norm)
-    }
-}
-
-impl ProjectionPlan {
-    fn tensors(&self) -> impl Iterator<Item = &TensorPlan> {
-        self.weights.iter().chain(&self.biases)
-    }
-}
-
-impl TensorPlan {
-    fn new(name: String, shape: &[usize]) -> Self {
-        Self {
-            name,
-            shape: shape.to_vec(),
-        }
     }
 }
 

@@ -74,7 +74,7 @@ impl RopeSpec {
     }
 
     /// `[dimensions / 2]`, in radians per position.
-    pub(super) fn frequencies(&self) -> Vec<f32> {
+    pub(in crate::models) fn frequencies(&self) -> Vec<f32> {
         let pairs = self.dimensions / 2;
         let plain = (0..pairs).map(|i| self.base.powf(-2.0 * i as f64 / self.dimensions as f64));
         let scaled = plain.enumerate().map(|(i, f)| match &self.scaling {
@@ -116,7 +116,7 @@ impl RopeSpec {
 }
 
 /// `YaRN`'s magnitude for a stretch by `factor`.
-pub(super) fn yarn_magnitude(factor: f64) -> f32 {
+pub(in crate::models) fn yarn_magnitude(factor: f64) -> f32 {
     if factor > 1.0 {
         (0.1 * factor.ln() + 1.0) as f32
     } else {

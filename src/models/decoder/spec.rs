@@ -8,6 +8,8 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use super::super::error::LoadError;
+use super::super::source::Source;
 use super::rope::RopeSpec;
 use crate::ops::Activation;
 
@@ -130,6 +132,17 @@ pub struct DecoderSpec {
 }
 
 impl DecoderSpec {
+    /// From the files; the context is cut to `max_context`.
+    pub(in crate::models) fn of(
+        source: &Source,
+        max_context: Option<usize>,
+    ) -> Result<Self, LoadError> {
+        match source {
+            Source::Gguf(file) => Self::from_gguf(file, max_context),
+            Source::Safetensors(dir, _) => Self::read_config(dir, max_context),
+        }
+    }
+
     /// Features of q, k and v of a token, side by side.
     pub fn qkv_features(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim

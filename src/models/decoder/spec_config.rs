@@ -39,6 +39,24 @@ impl DecoderSpec {
         Ok(spec)
     }
 
+    /// Positions of the first training, where `config.json` in `dir` names them.
+    pub(in crate::models) fn original_context(dir: &Path) -> Result<Option<usize>, LoadError> {
+        let json = read_json(&dir.join("config.json"), MAX_CONFIG_BYTES)?;
+        let outer = Config::new(&json);
+        let text = outer.object("text_config")?;
+        let config = text.as_ref().unwrap_or(&outer);
+        let key = "original_max_position_embeddings";
+        for object in ["rope_parameters", "rope_scaling"] {
+            if let Some(object) = config.object(object)?
+                && object.get(key).is_some()
+            {
+                return Ok(Some(object.count(key, POSITIONS)?));
+            }
+        }
+        let found = config.get(key).map(|_| config.count(key, POSITIONS));
+        found.transpose()
+    }
+
     /// From the parsed `config.json`.
     ///
     /// # Errors

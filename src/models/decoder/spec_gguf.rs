@@ -2,12 +2,10 @@
 //! architecture's name, as llama.cpp's converter writes them, and the tensors that stand for a
 //! key (`rope_freqs.weight` and its like).
 
-use std::ops::RangeInclusive;
-
 use candle_core::Device;
 
 use super::super::error::LoadError;
-use super::super::gguf::{GgufFile, Metadata};
+use super::super::gguf::{GgufFile, Keys};
 use super::rope::{RopeScaling, RopeSpec, yarn_magnitude};
 use super::spec::{
     Architecture, DecoderSpec, EPSILON, HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, LAYERS, POSITIONS,
@@ -37,9 +35,8 @@ impl DecoderSpec {
         };
         let reader = Reader {
             file,
-            metadata,
+            keys: Keys::new(metadata, name.unwrap_or_default()),
             architecture,
-            prefix: format!("{}.", name.unwrap_or_default()),
         };
         reader.spec(max_context)
     }
@@ -47,46 +44,53 @@ impl DecoderSpec {
 
 struct Reader<'a> {
     file: &'a GgufFile,
-    metadata: Metadata<'a>,
+    keys: Keys<'a>,
     architecture: Architecture,
-    prefix: String,
 }
 
 impl Reader<'_> {
     fn spec(&self, max_context: Option<usize>) -> Result<DecoderSpec, LoadError> {
         let architecture = self.architecture;
         let gemma = architecture.is_gemma();
-        if self.count("expert_count", 0..=1 << 20)?.unwrap_or(0) != 0 {
-            return Err(self.unsupported("expert_count", "0: mixtures of experts are not"));
+        if self.keys.count("expert_count", 0..=1 << 20)?.unwrap_or(0) != 0 {
+            return Err(self
+                .keys
+                .unsupported("expert_count", "0: mixtures of experts are not"));
         }
-        let hidden = self.required("embedding_length", HIDDEN)?;
-        let layers = self.required("block_count", LAYERS)?;
-        let heads = self.required("attention.head_count", HEADS)?;
+        let hidden = self.keys.required("embedding_length", HIDDEN)?;
+        let layers = self.keys.required("block_count", LAYERS)?;
+        let heads = self.keys.required("attention.head_count", HEADS)?;
         let kv_heads = self
+            .keys
             .count("attention.head_count_kv", HEADS)?
             .unwrap_or(heads);
         if heads % kv_heads != 0 {
             let supported = format!("a divisor of the head count, {heads}");
-            return Err(self.unsupported("attention.head_count_kv", &supported));
+            return Err(self.keys.unsupported("attention.head_count_kv", &supported));
         }
-        let head_dim = match self.count("attention.key_length", HEAD_DIM)? {
+        let head_dim = match self.keys.count("attention.key_length", HEAD_DIM)? {
             Some(head_dim) => head_dim,
             None if hidden.is_multiple_of(heads) => hidden / heads,
-            None => return Err(self.unsupported("attention.key_length", "a whole number")),
+            None => {
+                return Err(self
+                    .keys
+                    .unsupported("attention.key_length", "a whole number"));
+            }
         };
         if self
+            .keys
             .count("attention.value_length", HEAD_DIM)?
             .unwrap_or(head_dim)
             != head_dim
         {
             let supported = format!("the length of keys, {head_dim}");
-            return Err(self.unsupported("attention.value_length", &supported));
+            return Err(self.keys.unsupported("attention.value_length", &supported));
         }
-        let positions = self.required("context_length", POSITIONS)?;
+        let positions = self.keys.required("context_length", POSITIONS)?;
         let context_length = max_context.map_or(positions, |most| most.min(positions));
         let (rope, local_rope) = self.ropes(head_dim, context_length)?;
         let cap = |key, default| {
-            let cap = self.number(key, POSITIVE)?;
+            let cap = self.keys.number(key, POSITIVE)?;
             let default = (architecture == Architecture::Gemma2).then_some(default);
             Ok::<_, LoadError>(cap.or(default).map(|cap| cap as f32))
         };
@@ -97,13 +101,16 @@ impl Reader<'_> {
             heads,
             kv_heads,
             head_dim,
-            intermediate: self.required("feed_forward_length", INTERMEDIATE)?,
+            intermediate: self.keys.required("feed_forward_length", INTERMEDIATE)?,
             vocabulary: self.vocabulary()?,
             context_length,
             norm_epsilon: self
+                .keys
                 .number("attention.layer_norm_rms_epsilon", EPSILON)?
-                .ok_or_else(|| self.unsupported("attention.layer_norm_rms_epsilon", "a number"))?
-                as f32,
+                .ok_or_else(|| {
+                    self.keys
+                        .unsupported("attention.layer_norm_rms_epsilon", "a number")
+                })? as f32,
             // The converter has added Gemma's 1 to the weights.
             norm_offset: 0.0,
             activation: if gemma {
@@ -123,7 +130,7 @@ impl Reader<'_> {
             logit_softcap: cap("final_logit_softcapping", 30.0)?,
             embedding_scale: if gemma { (hidden as f32).sqrt() } else { 1.0 },
             tied_embeddings: !self.has("output.weight"),
-            bos_token: self.metadata.u32("tokenizer.ggml.bos_token_id")?,
+            bos_token: self.keys.metadata.u32("tokenizer.ggml.bos_token_id")?,
             eos_tokens: self.eos_tokens()?,
         })
     }
@@ -150,7 +157,7 @@ impl Reader<'_> {
         heads: usize,
         head_dim: usize,
     ) -> Result<f32, LoadError> {
-        if let Some(scale) = self.number("attention.scale", POSITIVE)? {
+        if let Some(scale) = self.keys.number("attention.scale", POSITIVE)? {
             return Ok(scale as f32);
         }
         let features = match (self.architecture, layers) {
@@ -161,16 +168,20 @@ impl Reader<'_> {
     }
 
     fn windows(&self, layers: usize, context: usize) -> Result<Vec<Option<usize>>, LoadError> {
-        let size = self.count("attention.sliding_window", 0..=*POSITIONS.end())?;
+        let size = self
+            .keys
+            .count("attention.sliding_window", 0..=*POSITIONS.end())?;
         let default = (self.architecture == Architecture::Gemma2).then_some(4096);
         // 0 is none, and sequences never outgrow one as long as the context.
         let size = size.or(default).filter(|size| (1..context).contains(size));
         let key = "attention.sliding_window_pattern";
-        let full_key = self.key(key);
-        if self.metadata.array_len(&full_key).is_some() {
-            let local = self.metadata.bools(&full_key)?.unwrap_or_default();
+        let full_key = self.keys.key(key);
+        if self.keys.metadata.array_len(&full_key).is_some() {
+            let local = self.keys.metadata.bools(&full_key)?.unwrap_or_default();
             if local.len() != layers {
-                return Err(self.unsupported(key, &format!("one value per layer, {layers}")));
+                return Err(self
+                    .keys
+                    .unsupported(key, &format!("one value per layer, {layers}")));
             }
             return Ok(DecoderSpec::windows(layers, size, |i| local[i]));
         }
@@ -180,7 +191,7 @@ impl Reader<'_> {
             _ => None,
         };
         // Every so many layers the last sees everything.
-        let period = self.count(key, 1..=1024)?.or(default);
+        let period = self.keys.count(key, 1..=1024)?.or(default);
         Ok(DecoderSpec::windows(layers, size, |i| {
             period.is_none_or(|period| (i + 1) % period != 0)
         }))
@@ -192,10 +203,13 @@ impl Reader<'_> {
         context: usize,
     ) -> Result<(RopeSpec, Option<RopeSpec>), LoadError> {
         let dimensions = self
+            .keys
             .count("rope.dimension_count", 2..=head_dim)?
             .unwrap_or(head_dim);
         if dimensions % 2 != 0 {
-            return Err(self.unsupported("rope.dimension_count", "an even number"));
+            return Err(self
+                .keys
+                .unsupported("rope.dimension_count", "an even number"));
         }
         let plain = |base| RopeSpec {
             base,
@@ -207,10 +221,10 @@ impl Reader<'_> {
             scaling: RopeScaling::None,
             magnitude: 1.0,
         };
-        let mut global = plain(self.number("rope.freq_base", POSITIVE)?.unwrap_or(1e4));
+        let mut global = plain(self.keys.number("rope.freq_base", POSITIVE)?.unwrap_or(1e4));
         self.scale(&mut global, context)?;
         let local = if self.architecture == Architecture::Gemma3 {
-            let base = self.number("rope.freq_base_swa", POSITIVE)?;
+            let base = self.keys.number("rope.freq_base_swa", POSITIVE)?;
             Some(plain(base.unwrap_or(1e4)))
         } else {
             None
@@ -220,9 +234,12 @@ impl Reader<'_> {
 
     fn scale(&self, spec: &mut RopeSpec, context: usize) -> Result<(), LoadError> {
         let magnitude = self
+            .keys
             .number("rope.scaling.attn_factor", POSITIVE)?
             .unwrap_or(1.0) as f32;
-        let original = self.count("rope.scaling.original_context_length", POSITIONS)?;
+        let original = self
+            .keys
+            .count("rope.scaling.original_context_length", POSITIONS)?;
         spec.magnitude = magnitude;
         let pairs = spec.dimensions / 2;
         if self.has("rope_factors_long.weight") {
@@ -240,17 +257,18 @@ impl Reader<'_> {
             spec.scaling = RopeScaling::Factors(self.factors("rope_freqs.weight", pairs)?);
             return Ok(());
         }
-        let key = self.key("rope.scaling.type");
-        let factor = self.number("rope.scaling.factor", POSITIVE)?;
-        match (self.metadata.text(&key)?, factor) {
+        let key = self.keys.key("rope.scaling.type");
+        let factor = self.keys.number("rope.scaling.factor", POSITIVE)?;
+        match (self.keys.metadata.text(&key)?, factor) {
             (None | Some("none"), _) | (Some("linear"), None) => {}
             (Some("linear"), Some(factor)) => spec.scaling = RopeScaling::Linear { factor },
             (Some("yarn"), Some(factor)) => {
                 let original = original.ok_or_else(|| {
-                    self.unsupported("rope.scaling.original_context_length", "a whole number")
+                    self.keys
+                        .unsupported("rope.scaling.original_context_length", "a whole number")
                 })?;
                 let beta = |key, default| {
-                    Ok::<_, LoadError>(self.number(key, POSITIVE)?.unwrap_or(default))
+                    Ok::<_, LoadError>(self.keys.number(key, POSITIVE)?.unwrap_or(default))
                 };
                 spec.scaling = RopeScaling::Yarn {
                     factor,
@@ -260,7 +278,11 @@ impl Reader<'_> {
                 };
                 spec.magnitude *= yarn_magnitude(factor);
             }
-            _ => return Err(self.unsupported("rope.scaling.type", "none, linear, yarn")),
+            _ => {
+                return Err(self
+                    .keys
+                    .unsupported("rope.scaling.type", "none, linear, yarn"));
+            }
         }
         Ok(())
     }
@@ -293,6 +315,7 @@ impl Reader<'_> {
         let mut tokens = Vec::new();
         for kind in ["eos", "eot", "eom"] {
             let token = self
+                .keys
                 .metadata
                 .u32(&format!("tokenizer.ggml.{kind}_token_id"))?;
             tokens.extend(token.filter(|token| !tokens.contains(token)));
@@ -302,43 +325,6 @@ impl Reader<'_> {
 
     fn has(&self, tensor: &str) -> bool {
         self.file.tensors().contains_key(tensor)
-    }
-
-    fn key(&self, key: &str) -> String {
-        format!("{}{key}", self.prefix)
-    }
-
-    fn unsupported(&self, key: &str, supported: &str) -> LoadError {
-        self.metadata.unsupported(&self.key(key), supported)
-    }
-
-    fn required(&self, key: &str, range: RangeInclusive<usize>) -> Result<usize, LoadError> {
-        let supported = || format!("a whole number from {} to {}", range.start(), range.end());
-        self.count(key, range.clone())?
-            .ok_or_else(|| self.unsupported(key, &supported()))
-    }
-
-    fn count(&self, key: &str, range: RangeInclusive<usize>) -> Result<Option<usize>, LoadError> {
-        let Some(count) = self.metadata.u64(&self.key(key))? else {
-            return Ok(None);
-        };
-        let count = usize::try_from(count).ok();
-        if let Some(count) = count.filter(|count| range.contains(count)) {
-            return Ok(Some(count));
-        }
-        let (least, most) = (range.start(), range.end());
-        Err(self.unsupported(key, &format!("a whole number from {least} to {most}")))
-    }
-
-    fn number(&self, key: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, LoadError> {
-        match self.metadata.f32(&self.key(key))? {
-            None => Ok(None),
-            Some(number) if range.contains(&f64::from(number)) => Ok(Some(f64::from(number))),
-            Some(_) => {
-                let (least, most) = (range.start(), range.end());
-                Err(self.unsupported(key, &format!("a number from {least} to {most}")))
-            }
-        }
     }
 }
 

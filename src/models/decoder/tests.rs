@@ -211,7 +211,7 @@ fn quantizing_at_load_takes_less_memory_and_changes_little() {
         let dense = load(name, &DecoderOptions::default());
         // Rows of 32 do not divide into blocks of 256, so this falls back to Q8_0.
         let options = DecoderOptions {
-            quantize: Some(GgmlDType::Q4K),
+            quantize: Some(GgmlDType::Q6K),
             ..DecoderOptions::default()
         };
         let quantized = load(name, &options);
@@ -255,11 +255,14 @@ fn a_gguf_file_of_the_same_weights_answers_the_same() -> Result<(), Box<dyn std:
 fn converted(name: &str, model: &DecoderModel) -> GgufWriter {
     let spec = model.spec();
     let (writer, interleaved) = metadata(spec);
-    let source = Source::open(&fixture(name), &Device::Cpu).expect(name);
+    let source = Source::open(&fixture(name)).expect(name);
     let Source::Safetensors(_, checkpoint) = &source else {
         panic!("{name} is of safetensors");
     };
-    let plans = (source.plan(spec), DecoderPlan::new(spec, Naming::Gguf));
+    let plans = (
+        DecoderPlan::of(&source, spec),
+        DecoderPlan::new(spec, Naming::Gguf),
+    );
     plans
         .0
         .tensors()
@@ -365,7 +368,7 @@ fn a_summary_is_read_from_headers_alone() -> Result<(), Box<dyn std::error::Erro
     let summary = DecoderSummary::read(&fixture("llama-scaled"))?;
     let model = load("llama-scaled", &DecoderOptions::default());
     assert_eq!(summary.spec?, *model.spec());
-    assert_eq!(summary.parameters, model.parameters());
+    assert_eq!(summary.contents.parameters, model.parameters());
 
     let dir = TempDir::new()?;
     let path = dir.path().join("model.gguf");
@@ -373,7 +376,7 @@ fn a_summary_is_read_from_headers_alone() -> Result<(), Box<dyn std::error::Erro
     writer.tensor("iq", &[1, 256], 23, &[0; 136]).write(&path)?;
     let summary = DecoderSummary::read(dir.path())?;
     assert_eq!(
-        summary.types().into_iter().collect::<Vec<_>>(),
+        summary.contents.types().into_iter().collect::<Vec<_>>(),
         [("F32", 1), ("IQ4_XS", 1)]
     );
     let error = summary.spec.expect_err("no embeddings");

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
 
 use super::cursor::{Cursor, Damage};
 use super::metadata::Value;
@@ -13,11 +14,16 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 /// The specification's limit for keys, and well above what tensors are called.
 const MAX_NAME_BYTES: usize = 65_535;
 const MAX_DIMENSIONS: u32 = 4;
+/// Models have some dozens of values and, the largest, some thousands of tensors. What is kept of each
+/// takes several times the bytes that it has at least in the file.
+const MAX_ENTRIES: usize = 1 << 16;
 
 /// What the header says.
 #[derive(Debug)]
 pub(super) struct Contents {
     pub metadata: HashMap<String, Value>,
+    /// The keys in the file's order, each with where its type and value lie.
+    pub order: Vec<(String, Range<usize>)>,
     pub tensors: HashMap<String, TensorInfo>,
 }
 
@@ -39,24 +45,40 @@ impl Contents {
         // and a metadata value: empty key, type, one byte.
         let tensors = cursor.count(8 + 4 + 8 + 4 + 8, "tensors")?;
         let values = cursor.count(8 + 4 + 1, "metadata values")?;
-        let metadata = metadata(&mut cursor, values)?;
+        for (count, what) in [(tensors, "tensors"), (values, "metadata values")] {
+            if count > MAX_ENTRIES {
+                return Err(format!(
+                    "{count} {what} are announced; up to {MAX_ENTRIES} are read"
+                ));
+            }
+        }
+        let (metadata, order) = metadata(&mut cursor, values)?;
         let alignment = alignment(&metadata)?;
         let tensors = tensor_infos(&mut cursor, tensors, alignment, bytes.len())?;
-        Ok(Self { metadata, tensors })
+        Ok(Self {
+            metadata,
+            order,
+            tensors,
+        })
     }
 }
 
-fn metadata(cursor: &mut Cursor<'_>, count: usize) -> Result<HashMap<String, Value>, Damage> {
+type Ordered = (HashMap<String, Value>, Vec<(String, Range<usize>)>);
+
+fn metadata(cursor: &mut Cursor<'_>, count: usize) -> Result<Ordered, Damage> {
     let mut metadata = HashMap::new();
+    let mut order = Vec::new();
     for _ in 0..count {
         let key = cursor.name(MAX_NAME_BYTES, "a key")?;
+        let start = cursor.position();
         let value = Value::parse(cursor).map_err(|damage| format!("{key}: {damage}"))?;
+        order.push((key.to_owned(), start..cursor.position()));
         match metadata.entry(key.to_owned()) {
             Entry::Vacant(entry) => entry.insert(value),
             Entry::Occupied(_) => return Err(format!("the key {key} is there twice")),
         };
     }
-    Ok(metadata)
+    Ok((metadata, order))
 }
 
 /// A power of two from 8, so that every block type is aligned in the mapped file.
@@ -192,6 +214,18 @@ mod tests {
                 array.extend([0; 64]);
                 refused(&GgufWriter::new().value("key", 9, &array).bytes());
             }
+        }
+    }
+
+    #[test]
+    fn more_entries_than_a_model_has_are_refused() {
+        let mut file = small().bytes();
+        file.resize(64 << 20, 0);
+        for at in [8, 16] {
+            let mut damaged = file.clone();
+            damaged[at..at + 8].copy_from_slice(&65_537_u64.to_le_bytes());
+            let damage = refused(&damaged);
+            assert!(damage.contains("65537"), "{damage}");
         }
     }
 

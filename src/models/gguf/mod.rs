@@ -1,4 +1,5 @@
-//! GGUF files (versions 2 and 3, little-endian): memory-mapped, and read as hostile input.
+//! GGUF files (versions 2 and 3, little-endian): memory-mapped, and read as hostile input; and
+//! written, in version 3.
 //!
 //! ```text
 //! magic "GGUF", version u32, tensors u64, metadata values u64
@@ -13,8 +14,10 @@
 
 mod contents;
 mod cursor;
+mod keys;
 mod metadata;
 mod tensors;
+mod writer;
 
 #[cfg(test)]
 pub(super) mod testing;
@@ -29,8 +32,13 @@ use memmap2::Mmap;
 use super::error::LoadError;
 use super::mapping::map_file;
 use contents::Contents;
+pub(super) use keys::Keys;
 pub use metadata::Metadata;
 pub use tensors::{TensorInfo, TensorType};
+pub use writer::{GgufWriter, MetadataValue, TensorHeader};
+
+/// The whole of a `tokenizer.json`, by the key that the GGUF specification gives it.
+pub const TOKENIZER_JSON: &str = "tokenizer.huggingface.json";
 
 /// An open GGUF file.
 #[derive(Debug)]
@@ -71,6 +79,30 @@ impl GgufFile {
     /// All tensors, by name.
     pub fn tensors(&self) -> &HashMap<String, TensorInfo> {
         &self.contents.tensors
+    }
+
+    /// All tensors, in the order in which their data lie.
+    pub fn tensors_in_order(&self) -> Vec<(&str, &TensorInfo)> {
+        let mut tensors: Vec<_> = self
+            .tensors()
+            .iter()
+            .map(|(name, info)| (name.as_str(), info))
+            .collect();
+        tensors.sort_by_key(|(name, info)| (info.bytes.start, *name));
+        tensors
+    }
+
+    /// The metadata in its order, each value with its type's number before it, as
+    /// [`MetadataValue::Copied`] takes it.
+    pub fn copied_metadata(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let order = self.contents.order.iter();
+        order.map(|(key, range)| (key.as_str(), &self.map[range.clone()]))
+    }
+
+    /// The bytes of a tensor; none if its type is not supported.
+    pub fn tensor_bytes(&self, name: &str) -> Option<&[u8]> {
+        let info = self.tensors().get(name)?;
+        Some(&self.map[info.bytes.clone()])
     }
 
     /// A copy of a tensor on `device`, in the type that the file has it.

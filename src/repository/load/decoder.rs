@@ -2,12 +2,12 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use candle_core::{Device, quantized::GgmlDType};
+use candle_core::Device;
 
-use super::{LoadError, LoadStage, Loaded, Loading, read_gguf_text};
+use super::{LoadError, LoadStage, Loaded, Loading, ggml_type, read_gguf_text};
 use crate::{
     cache::SequenceCache,
-    config::{self, Activation, Quantize, manifest::find_gguf},
+    config::{self, Activation, manifest::find_gguf},
     engine::{
         GenerationEngine, GenerationOptions,
         continuous::{StepForward, StepOutput},
@@ -38,7 +38,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     let gguf = find_gguf(dir);
     let source = gguf.clone().unwrap_or_else(|| dir.to_owned());
     let options = DecoderOptions {
-        quantize: settings.quantize.map(ggml_type),
+        quantize: manifest.quantize.map(ggml_type),
         max_context: Some(manifest.input.max_tokens).filter(|&tokens| tokens > 0),
     };
     let decoder = DecoderModel::load(&source, &options, &Device::Cpu)?;
@@ -191,17 +191,4 @@ fn warm_up(forward: &mut StepForward, block_size: usize) -> Result<(), LoadError
         }
     }
     Ok(())
-}
-
-fn ggml_type(quantize: Quantize) -> GgmlDType {
-    match quantize {
-        Quantize::Q4_0 => GgmlDType::Q4_0,
-        Quantize::Q4_1 => GgmlDType::Q4_1,
-        Quantize::Q5_0 => GgmlDType::Q5_0,
-        Quantize::Q5_1 => GgmlDType::Q5_1,
-        Quantize::Q8_0 => GgmlDType::Q8_0,
-        Quantize::Q4K => GgmlDType::Q4K,
-        Quantize::Q5K => GgmlDType::Q5K,
-        Quantize::Q6K => GgmlDType::Q6K,
-    }
 }

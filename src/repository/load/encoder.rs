@@ -1,22 +1,22 @@
 //! Loads a model that answers a row in one forward pass.
 
 use std::{
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use candle_core::Device;
 
-use super::{LoadError, LoadStage, Loaded, Loading};
+use super::{LoadError, LoadStage, Loaded, Loading, encoder_text, ggml_type};
 use crate::{
     batching::BatchPolicy,
     cache::{CacheOptions, RowCache},
-    config::{Activation, ModelManifest, Pooling, Task},
+    config::{Activation, ModelManifest, Pooling, Task, manifest::find_gguf},
     engine::{Engine, EngineOptions, Forward, is_finite},
     models::{EncoderModel, Head, LoadOptions, PackedBatch},
     ops,
     repository::{FoundModel, Runner, ServedEncoder},
-    text::TextEncoder,
 };
 
 /// Loads weights and tokenizer, starts the engine, warms it up.
@@ -27,21 +27,9 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         manifest,
         ..
     } = *loading;
-    let encoder = EncoderModel::load(
-        dir,
-        &LoadOptions {
-            head: head_of(manifest)?,
-        },
-        &Device::Cpu,
-    )?;
+    let encoder = load_encoder(dir, manifest)?;
     let max_tokens = usable_tokens(model, manifest, &encoder)?;
-    let text = TextEncoder::load(
-        dir,
-        encoder.spec().vocabulary,
-        encoder.spec().type_vocabulary > 1,
-        max_tokens,
-        manifest.input.truncation,
-    )?;
+    let text = encoder_text(dir, encoder.spec(), max_tokens, manifest.input.truncation)?;
     let policy = policy_of(manifest);
     policy.validate()?;
 
@@ -89,6 +77,19 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
             cache,
         }),
     })
+}
+
+/// Loads the weights of a version: those of its GGUF file if it has one, else its checkpoint.
+///
+/// # Errors
+/// [`LoadError`] when they don't load, or the manifest asks for a head that they lack.
+pub fn load_encoder(dir: &Path, manifest: &ModelManifest) -> Result<EncoderModel, LoadError> {
+    let source = find_gguf(dir).unwrap_or_else(|| dir.to_owned());
+    let options = LoadOptions {
+        head: head_of(manifest)?,
+        quantize: manifest.quantize.map(ggml_type),
+    };
+    Ok(EncoderModel::load(&source, &options, &Device::Cpu)?)
 }
 
 /// The head that a manifest asks for.

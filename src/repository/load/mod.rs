@@ -2,6 +2,7 @@
 
 mod decoder;
 mod encoder;
+mod infer;
 mod vocabulary;
 
 use std::{
@@ -11,19 +12,21 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+use candle_core::quantized::GgmlDType;
 
 use super::{FoundModel, Runner, ServedModel, lease::Lease};
 use crate::{
     batching::PolicyError,
-    config::{Activation, ConfigError, ModelManifest, Task},
+    config::{Activation, ConfigError, ModelManifest, Quantize, Task},
     engine::continuous,
     models::{self, ForwardError},
     telemetry::{Metrics, ModelMetrics, ModelStatistics, Traffic},
     text::{ChatError, TokenizerError, VocabularyError},
 };
 
-pub use encoder::head_of;
-pub use vocabulary::read_gguf_text;
+pub use encoder::{head_of, load_encoder};
+pub use infer::infer_manifest;
+pub use vocabulary::{encoder_text, read_gguf_text};
 
 /// Why a version can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -200,5 +203,21 @@ pub fn read_manifest(model: &FoundModel, version_dir: &Path) -> Result<ModelMani
     if path.is_file() {
         return Ok(ModelManifest::read(&path)?);
     }
-    ModelManifest::infer(version_dir).ok_or(LoadError::NoManifest(path))
+    infer_manifest(version_dir)?.ok_or(LoadError::NoManifest(path))
+}
+
+/// The type of a manifest's word for it.
+pub(super) fn ggml_type(quantize: Quantize) -> GgmlDType {
+    match quantize {
+        Quantize::Q4_0 => GgmlDType::Q4_0,
+        Quantize::Q4_1 => GgmlDType::Q4_1,
+        Quantize::Q5_0 => GgmlDType::Q5_0,
+        Quantize::Q5_1 => GgmlDType::Q5_1,
+        Quantize::Q8_0 => GgmlDType::Q8_0,
+        Quantize::Q2K => GgmlDType::Q2K,
+        Quantize::Q3K => GgmlDType::Q3K,
+        Quantize::Q4K => GgmlDType::Q4K,
+        Quantize::Q5K => GgmlDType::Q5K,
+        Quantize::Q6K => GgmlDType::Q6K,
+    }
 }

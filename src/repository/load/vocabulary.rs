@@ -1,12 +1,47 @@
-//! The tokenizer inside a GGUF file: from metadata to the text room's vocabulary.
+//! The tokenizer of a version: beside the weights, or inside a GGUF file, from its metadata to the
+//! text room's vocabulary.
 
 use std::path::Path;
 
 use super::LoadError;
 use crate::{
-    models::{self, gguf::GgufFile},
-    text::{GenerationText, GgufVocabulary},
+    config::{Truncation, manifest::find_gguf},
+    models::{self, EncoderSpec, gguf::GgufFile},
+    text::{EncoderLimits, GenerationText, GgufVocabulary, TextEncoder},
 };
+
+/// The tokenizer of an encoder's version: that inside its GGUF file if it has one, else
+/// `tokenizer.json`. Of a GGUF file, the tokenizer that Hugging Face's library reads comes first;
+/// llama.cpp's own keys are read where they describe `WordPiece`.
+///
+/// # Errors
+/// [`LoadError`] when there is none, or it is damaged.
+pub fn encoder_text(
+    dir: &Path,
+    spec: &EncoderSpec,
+    max_tokens: usize,
+    truncation: Truncation,
+) -> Result<TextEncoder, LoadError> {
+    let limits = EncoderLimits {
+        vocabulary: spec.vocabulary,
+        segments: spec.type_vocabulary > 1,
+        max_tokens,
+        truncation,
+    };
+    let Some(path) = find_gguf(dir) else {
+        return Ok(TextEncoder::load(dir, limits)?);
+    };
+    let file = GgufFile::open(&path)?;
+    let metadata = file.metadata();
+    if let Some(json) = metadata.text(models::gguf::TOKENIZER_JSON)? {
+        return Ok(TextEncoder::from_json(json, &path, limits)?);
+    }
+    let lowercase = metadata.bool("tokenizer.ggml.normalizer.lowercase")?;
+    let separator = metadata.u32("tokenizer.ggml.seperator_token_id")?;
+    let vocabulary = read_vocabulary(&file)?;
+    let text = TextEncoder::from_word_pieces(&vocabulary, separator, lowercase, limits);
+    text.map_err(|source| LoadError::Vocabulary { path, source })
+}
 
 /// Reads the tokenizer and chat template of a GGUF file. Keys as in ggml's `docs/gguf.md`.
 ///

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::{Linear, QuantizedLinear};
+use crate::ops::{Linear, QuantizedLinear, WordTable};
 
 /// A linear layer of one or several weights side by side.
 #[derive(Debug, Clone)]
@@ -19,6 +19,14 @@ impl Projection {
         match self {
             Self::Dense(linear) => linear.apply(x),
             Self::Quantized(linear) => linear.apply(x),
+        }
+    }
+
+    /// Number of output features.
+    pub fn out_features(&self) -> usize {
+        match self {
+            Self::Dense(linear) => linear.out_features(),
+            Self::Quantized(linear) => linear.out_features(),
         }
     }
 }
@@ -47,6 +55,15 @@ impl Embedding {
                     rows.affine(scale.into(), 0.0)
                 }
             }
+        }
+    }
+}
+
+impl From<Embedding> for WordTable {
+    fn from(embedding: Embedding) -> Self {
+        match embedding {
+            Embedding::Dense(table) => Self::Dense(table),
+            Embedding::Quantized(table) => Self::Quantized(table),
         }
     }
 }

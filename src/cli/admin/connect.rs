@@ -39,7 +39,7 @@ pub struct Connection {
     #[arg(long, value_name = "FILE", global = true)]
     token_file: Option<PathBuf>,
     /// Seconds to wait for the whole of it. By default 30, and without end for load, warm, swap,
-    /// unload, drain and --watch. What is under way in the server goes on.
+    /// unload, drain, rollback and --watch. What is under way in the server goes on.
     #[arg(long, value_name = "SECONDS", global = true, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: Option<u64>,
     /// Seconds to wait for a connection.

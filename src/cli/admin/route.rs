@@ -98,7 +98,8 @@ impl Rollback {
         let mut client = server.client.clone();
         let request = pb::RollbackRequest { model: self.model };
         let call = async { Ok(client.rollback(request).await?.into_inner()) };
-        print(&server.short(call).await?, json);
+        // It may have to load the version first.
+        print(&server.long(call).await?, json);
         Ok(())
     }
 }

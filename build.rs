@@ -2,11 +2,12 @@
 
 use std::{env, error::Error, path::PathBuf};
 
-const PROTOS: [&str; 4] = [
+const PROTOS: [&str; 5] = [
     "proto/inference/model_config.proto",
     "proto/inference/grpc_service.proto",
     "proto/ferry/v1/inference.proto",
     "proto/ferry/v1/admin.proto",
+    "proto/ferry/v1/jobs.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

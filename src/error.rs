@@ -137,6 +137,20 @@ pub enum RequestError {
         /// What it is, and what to do instead.
         what: String,
     },
+    /// Something else than a model that isn't there: a job, a file.
+    #[error("no {what} '{id}'")]
+    NotFound {
+        /// What was looked for.
+        what: &'static str,
+        /// The name it was looked for by.
+        id: String,
+    },
+    /// A bound on what is kept is reached, or the disk is full.
+    #[error("no room: {what}")]
+    NoRoom {
+        /// Which bound, and what makes room.
+        what: String,
+    },
     /// Ferry's own fault.
     #[error("internal error: {what}")]
     Internal {

@@ -15,6 +15,7 @@ pub mod config;
 pub mod engine;
 pub mod error;
 pub mod generation;
+pub mod jobs;
 pub mod models;
 pub mod ops;
 pub mod quality;

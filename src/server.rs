@@ -9,11 +9,13 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     admission::{Admission, Operators, TokenError},
+    api::jobs::row_runner,
     api::{
         grpc::{self, ListenError, Shared, admin},
         http,
     },
     config::{ServerConfig, server::ModelControl},
+    jobs::{self, Jobs, Runner},
     repository::{Repository, follow_folder, run_rollouts},
     telemetry::Metrics,
     text::CpuPool,
@@ -51,6 +53,9 @@ pub enum StartError {
     /// Operators can't be told from others.
     #[error(transparent)]
     Operators(#[from] TokenError),
+    /// The jobs can't be opened.
+    #[error(transparent)]
+    Jobs(#[from] jobs::StartError),
     /// A thread or socket was refused by the system.
     #[error("can't start: {0}")]
     System(#[from] std::io::Error),
@@ -71,6 +76,7 @@ pub struct Server {
     http: JoinHandle<std::io::Result<()>>,
     admin: Option<JoinHandle<Result<(), ListenError>>>,
     loading: JoinHandle<()>,
+    jobs: JoinHandle<()>,
     /// Kept so that those who watch it never see it close while the server runs.
     _started: Arc<watch::Sender<bool>>,
     drain: Duration,
@@ -95,6 +101,7 @@ impl Server {
         ));
         let started = Arc::new(watch::Sender::new(false));
         let (closing, is_closing) = watch::channel(false);
+        let jobs = open_jobs(&config, &metrics).await?;
         let shared = Shared {
             admission,
             metrics,
@@ -103,6 +110,7 @@ impl Server {
             max_stream_requests: config.grpc.max_stream_requests,
             operators: Arc::new(operators),
             repository_rpcs: config.admin.repository_rpcs(),
+            jobs,
         };
 
         let http_at = SocketAddr::new(config.http.host, config.http.port);
@@ -138,6 +146,7 @@ impl Server {
                 only.is_empty() || only.iter().any(|wanted| wanted == name)
             })?;
         }
+        let jobs = tokio::spawn(run_jobs(shared.clone()));
         let http = tokio::spawn(http::serve(
             shared.clone(),
             http_listener,
@@ -166,6 +175,7 @@ impl Server {
             http,
             admin,
             loading,
+            jobs,
             _started: started,
             drain,
         })
@@ -203,7 +213,8 @@ impl Server {
                     None => true,
                 }
             };
-            let (grpc, http, admin) = tokio::join!(self.grpc, self.http, admin);
+            // Jobs drop what they run, to go on after the next start, and so hold nothing up.
+            let (grpc, http, admin, _) = tokio::join!(self.grpc, self.http, admin, self.jobs);
             let grpc = grpc.is_ok_and(|grpc| grpc.is_ok());
             grpc && http.is_ok_and(|http| http.is_ok()) && admin
         };
@@ -255,6 +266,30 @@ fn names_to_serve(
         names.push(model.name);
     }
     Ok(names)
+}
+
+/// Opens the jobs where they are on, off the I/O threads: after a crash it may take a while.
+async fn open_jobs(config: &ServerConfig, metrics: &Metrics) -> Result<Option<Jobs>, StartError> {
+    if !config.jobs.is_on() {
+        return Ok(None);
+    }
+    let (config, metrics) = (config.jobs.clone(), metrics.jobs());
+    let opening = tokio::task::spawn_blocking(move || Jobs::open(config, metrics));
+    let jobs = opening.await.map_err(std::io::Error::other)??;
+    Ok(Some(jobs))
+}
+
+/// Runs jobs, where they are on, from when the models have been loaded until the server closes.
+async fn run_jobs(mut shared: Shared) {
+    let Some(jobs) = shared.jobs.clone() else {
+        return;
+    };
+    let closing = shared.closing.clone();
+    tokio::select! {
+        started = shared.started.wait_for(|started| *started) => drop(started),
+        () = closed(closing.clone()) => return,
+    }
+    Runner::new(&jobs, row_runner(shared), closing).run().await;
 }
 
 async fn listen(

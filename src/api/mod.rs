@@ -7,6 +7,7 @@ mod context;
 mod generation;
 pub mod grpc;
 pub mod http;
+pub mod jobs;
 pub mod proto;
 pub mod status;
 

@@ -7,6 +7,8 @@
 //! | `ModelNotReady`, `ShuttingDown` | `UNAVAILABLE` | 503 |
 //! | `Overloaded`, `DeadlineUnreachable` | `RESOURCE_EXHAUSTED`, with a retry hint | 429 |
 //! | `DeadlineExceeded` | `DEADLINE_EXCEEDED` | 504 |
+//! | `NotFound` | `NOT_FOUND` | 404 |
+//! | `NoRoom` | `RESOURCE_EXHAUSTED` | 507 |
 //! | `Cancelled` | `CANCELLED` | 499 |
 //! | `Refused` | `FAILED_PRECONDITION` | 409 |
 //! | `Unauthenticated` | `UNAUTHENTICATED` | 401 |
@@ -49,6 +51,8 @@ pub fn map(error: &RequestError) -> Mapped {
         E::Refused { .. } => (Code::FailedPrecondition, 409, Outcome::Invalid),
         E::Unauthenticated { .. } => (Code::Unauthenticated, 401, Outcome::Invalid),
         E::NotPermitted { .. } => (Code::PermissionDenied, 403, Outcome::Invalid),
+        E::NotFound { .. } => (Code::NotFound, 404, Outcome::Invalid),
+        E::NoRoom { .. } => (Code::ResourceExhausted, 507, Outcome::Overloaded),
         E::Unimplemented { .. } => (Code::Unimplemented, 501, Outcome::Invalid),
         E::Internal { .. } => (Code::Internal, 500, Outcome::Internal),
     };

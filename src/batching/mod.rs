@@ -12,6 +12,6 @@ mod run_time;
 
 pub use lines::{Lines, Place};
 pub use policy::{BatchPolicy, PolicyError};
-pub use queue::{BatchQueue, Decision, RejectReason, Rejected};
+pub use queue::{BatchQueue, Decision, RejectReason, Rejected, Waiting};
 pub use row::{Batch, FlushReason, Priority, Row, RowId};
 pub use run_time::RunTimeModel;

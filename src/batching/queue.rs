@@ -69,6 +69,15 @@ pub struct Rejected<T> {
     pub reason: RejectReason,
 }
 
+/// How much work waits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Tokens of the rows.
+    pub tokens: usize,
+    /// Sum of their squared lengths.
+    pub sum_len_squared: u64,
+}
+
 /// The rows that wait for one engine.
 #[derive(Debug)]
 pub struct BatchQueue<T> {
@@ -79,8 +88,8 @@ pub struct BatchQueue<T> {
     by_deadline: BTreeSet<(Instant, RowId)>,
     /// Rows whose deadline has passed, until they are taken.
     expired: Vec<Row<T>>,
-    tokens: usize,
-    sum_len_squared: u64,
+    /// Tokens and squared lengths of what waits, by level.
+    waiting: [Waiting; Priority::LEVELS],
     /// Since when there has been an idle executor, if there is one.
     idle_since: Option<Instant>,
     /// Rows that left and have not been noted done.
@@ -103,8 +112,7 @@ impl<T> BatchQueue<T> {
             by_arrival: BTreeSet::new(),
             by_deadline: BTreeSet::new(),
             expired: Vec::new(),
-            tokens: 0,
-            sum_len_squared: 0,
+            waiting: [Waiting::default(); Priority::LEVELS],
             idle_since: None,
             out: 0,
             arrivals: Arrivals::new(),
@@ -142,8 +150,9 @@ impl<T> BatchQueue<T> {
         if let Some(deadline) = row.deadline {
             self.by_deadline.insert((deadline, row.id));
         }
-        self.tokens += row.tokens as usize;
-        self.sum_len_squared += squared(row.tokens);
+        let waiting = &mut self.waiting[row.priority.level()];
+        waiting.tokens += row.tokens as usize;
+        waiting.sum_len_squared += squared(row.tokens);
         entry.insert(row);
         self.arrivals.note(now, self.rows.len() + self.out);
         Ok(())
@@ -173,7 +182,9 @@ impl<T> BatchQueue<T> {
         let Some(&(oldest, _)) = self.by_arrival.first() else {
             return Decision::Empty;
         };
-        if self.rows.len() >= self.policy.max_rows || self.tokens >= self.policy.max_tokens {
+        if self.rows.len() >= self.policy.max_rows
+            || self.all_waiting().tokens >= self.policy.max_tokens
+        {
             return Decision::Flush(self.board(FlushReason::Full));
         }
         let next_deadline = self.next_deadline();
@@ -240,14 +251,19 @@ impl<T> BatchQueue<T> {
         self.rows.is_empty()
     }
 
-    /// Tokens of the rows that wait.
-    pub fn waiting_tokens(&self) -> usize {
-        self.tokens
+    /// The work that waits in the levels down to `priority`: what a row of it boards behind.
+    pub fn waiting_down_to(&self, priority: Priority) -> Waiting {
+        let levels = &self.waiting[..=priority.level()];
+        levels
+            .iter()
+            .fold(Waiting::default(), |sum, level| Waiting {
+                tokens: sum.tokens + level.tokens,
+                sum_len_squared: sum.sum_len_squared + level.sum_len_squared,
+            })
     }
 
-    /// Sum of the squared lengths of the rows that wait.
-    pub fn waiting_sum_len_squared(&self) -> u64 {
-        self.sum_len_squared
+    fn all_waiting(&self) -> Waiting {
+        self.waiting_down_to(Priority::LOW)
     }
 
     /// Asserts everything that must hold between calls.
@@ -266,9 +282,9 @@ impl<T> BatchQueue<T> {
         let with_deadline = self.rows.values().filter(|row| row.deadline.is_some());
         assert_eq!(with_deadline.count(), self.by_deadline.len());
         let tokens: usize = self.rows.values().map(|row| row.tokens as usize).sum();
-        assert_eq!(tokens, self.tokens);
+        assert_eq!(tokens, self.all_waiting().tokens);
         let squares: u64 = self.rows.values().map(|row| squared(row.tokens)).sum();
-        assert_eq!(squares, self.sum_len_squared);
+        assert_eq!(squares, self.all_waiting().sum_len_squared);
     }
 
     /// Fills a batch from the lines, highest level first. A row that doesn't fit closes the batch:
@@ -314,14 +330,18 @@ impl<T> BatchQueue<T> {
         if let Some(deadline) = row.deadline {
             self.by_deadline.remove(&(deadline, id));
         }
-        self.tokens -= row.tokens as usize;
-        self.sum_len_squared -= squared(row.tokens);
+        let waiting = &mut self.waiting[row.priority.level()];
+        waiting.tokens -= row.tokens as usize;
+        waiting.sum_len_squared -= squared(row.tokens);
         Some(row)
     }
 
     /// When what waits must leave so that `deadline` is met, as far as predicted.
     fn leave_by(&self, deadline: Instant, now: Instant) -> Instant {
-        let predicted = self.run_time.predict(self.tokens, self.sum_len_squared);
+        let waiting = self.all_waiting();
+        let predicted = self
+            .run_time
+            .predict(waiting.tokens, waiting.sum_len_squared);
         if predicted.is_zero() {
             // Nothing is known yet of how long a batch runs; what has a deadline had better leave.
             return now;
@@ -463,6 +483,23 @@ mod tests {
         assert!(leave_by + 19 * MS / 10 <= deadline && leave_by > line.now);
         line.now = leave_by;
         assert_eq!(line.flush(true).1, FlushReason::Deadline);
+    }
+
+    #[test]
+    fn a_row_waits_for_what_is_as_urgent_or_more() {
+        let mut line = Line::new(patient());
+        for (tokens, priority) in [
+            (1, Priority::LOW),
+            (10, Priority::NORMAL),
+            (50, Priority::HIGH),
+        ] {
+            let mut row = line.row(tokens);
+            row.priority = priority;
+            line.push(row);
+        }
+        let before = |priority| line.queue.waiting_down_to(priority).tokens;
+        let found = [Priority::HIGH, Priority::NORMAL, Priority::LOW].map(before);
+        assert_eq!(found, [50, 60, 61]);
     }
 
     #[test]

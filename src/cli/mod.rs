@@ -6,6 +6,7 @@ mod compare;
 mod fetch;
 mod health;
 mod inspect;
+mod jobs;
 mod load_client;
 mod quantize;
 mod serve;
@@ -40,6 +41,8 @@ enum Command {
     Bench(bench::Bench),
     /// Compare two models on the same inputs, as a table, a picture and a gate.
     Compare(compare::Compare),
+    /// Submit requests that can wait to a running server, and fetch their results.
+    Jobs(jobs::Jobs),
 }
 
 /// Why a command failed, for people.
@@ -70,6 +73,7 @@ pub fn main() -> ExitCode {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
+        Command::Jobs(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

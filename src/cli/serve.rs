@@ -42,6 +42,9 @@ pub struct Serve {
     /// Address to listen on, for gRPC and HTTP.
     #[arg(long, value_name = "ADDRESS", env = "FERRY_HOST")]
     host: Option<std::net::IpAddr>,
+    /// Keep jobs in this folder; without one there are no jobs.
+    #[arg(long, value_name = "DIR", env = "FERRY_JOBS")]
+    jobs: Option<PathBuf>,
     /// What to log: a level or tracing directives.
     #[arg(long, value_name = "FILTER", env = "FERRY_LOG")]
     log: Option<String>,
@@ -97,6 +100,9 @@ impl Serve {
         } else if let Some(token) = token.filter(|token| !token.is_empty()) {
             config.admin.token = Some(Secret::new(token));
             config.admin.token_file = None;
+        }
+        if let Some(directory) = self.jobs {
+            config.jobs.directory = directory;
         }
         if let Some(filter) = self.log {
             config.log.filter = filter;

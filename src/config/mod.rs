@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod cache;
 pub mod generate;
+pub mod jobs;
 pub mod locate;
 pub mod manifest;
 pub mod quantize;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 pub use cache::CacheConfig;
 pub use generate::{CacheType, GenerateConfig};
+pub use jobs::JobsConfig;
 pub use manifest::{Activation, ModelManifest, Pooling, Task, Truncation};
 pub use quantize::Quantize;
 pub use rollout::{RolloutConfig, ServedVersions, ShareConfig, VersionRule, VersionsConfig};

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, Violation, admin::AdminConfig, read_checked};
+use super::{ConfigError, JobsConfig, Violation, admin::AdminConfig, read_checked};
 
 /// Everything `ferry serve` can be told. Each section and key may be left out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct ServerConfig {
     pub limits: LimitsConfig,
     /// The tokenizer pool.
     pub text: TextConfig,
+    /// Requests that can wait.
+    pub jobs: JobsConfig,
     /// How the server goes down.
     pub shutdown: ShutdownConfig,
     /// Logs.
@@ -317,7 +319,8 @@ impl ServerConfig {
             self.text.threads,
             "0 to 1024",
         )?;
-        self.admin.validate()
+        self.admin.validate()?;
+        self.jobs.validate()
     }
 }
 

@@ -10,6 +10,7 @@ use prometheus::{
 use super::{
     cache::{CacheFamilies, CacheMetrics},
     generation::{GenerationFamilies, GenerationMetrics},
+    jobs::JobsMetrics,
     operators::{OperatorFamilies, OperatorMetrics},
 };
 
@@ -85,6 +86,7 @@ struct Families {
     generation: GenerationFamilies,
     operators: OperatorFamilies,
     cache: CacheFamilies,
+    jobs: JobsMetrics,
 }
 
 /// Names for why a batch left; the values of the label `reason`.
@@ -246,6 +248,11 @@ impl Metrics {
         self.families.cache.model(model, version)
     }
 
+    /// The handles of the jobs.
+    pub fn jobs(&self) -> JobsMetrics {
+        self.families.jobs.clone()
+    }
+
     /// Counts a request that ended before it found a model.
     pub fn count_unrouted(&self, outcome: Outcome) {
         self.families
@@ -361,6 +368,7 @@ impl Families {
             generation: GenerationFamilies::register(registry)?,
             operators: OperatorFamilies::register(registry)?,
             cache: CacheFamilies::register(registry)?,
+            jobs: JobsMetrics::register(registry)?,
         })
     }
 }

@@ -6,6 +6,7 @@ pub mod logs;
 
 mod cache;
 mod generation;
+mod jobs;
 mod metrics;
 mod operators;
 mod statistics;
@@ -13,6 +14,7 @@ mod traffic;
 
 pub use cache::CacheMetrics;
 pub use generation::GenerationMetrics;
+pub use jobs::JobsMetrics;
 pub use metrics::{FlushCounters, Metrics, ModelMetrics, Outcome, TrialMetrics};
 pub use operators::OperatorMetrics;
 pub use statistics::{BatchTimes, ModelStatistics, RequestTimes, Snapshot, StatDuration};

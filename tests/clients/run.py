@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 ENVIRONMENT = ROOT / "target" / "clients-venv"
 REPOSITORY = ROOT / "target" / "clients-models"
+JOBS = ROOT / "target" / "clients-jobs"
 
 
 def main():
@@ -34,7 +35,9 @@ def main():
     options = parse(ours)
     python = prepare_environment(options.pip_option)
     models = prepare_models(options.models)
-    with Server(options.ferry, models, options.ready_timeout, options.server_option) as server:
+    shutil.rmtree(JOBS, ignore_errors=True)
+    more = ["--jobs", str(JOBS), *options.server_option]
+    with Server(options.ferry, models, options.ready_timeout, more) as server:
         env = dict(os.environ, FERRY_GRPC=server.grpc, FERRY_HTTP=server.http, PYTHONDONTWRITEBYTECODE="1")
         command = [python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-ra", str(HERE), *for_pytest]
         tests = subprocess.run(command, env=env).returncode

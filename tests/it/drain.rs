@@ -29,12 +29,13 @@ fn embed(rows: usize) -> EmbedRequest {
     }
 }
 
-/// Starts the binary and waits until it serves; returns its gRPC address and a thread that collects
-/// the rest of its log.
-fn start(models: &str) -> (Child, String, std::thread::JoinHandle<String>) {
+/// Starts the binary, with more arguments, and waits until it serves; returns its gRPC address and a
+/// thread that collects the rest of its log.
+pub fn start(models: &str, more: &[&str]) -> (Child, String, std::thread::JoinHandle<String>) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_ferry"))
         .args(["serve", "--models", models, "--host", "127.0.0.1"])
         .args(["--grpc-port", "0", "--http-port", "0", "--admin-port", "0"])
+        .args(more)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -52,7 +53,10 @@ fn start(models: &str) -> (Child, String, std::thread::JoinHandle<String>) {
     (child, address, rest)
 }
 
-async fn terminate(child: Child, log: std::thread::JoinHandle<String>) -> (Option<i32>, String) {
+pub async fn terminate(
+    child: Child,
+    log: std::thread::JoinHandle<String>,
+) -> (Option<i32>, String) {
     let pid = child.id().to_string();
     Command::new("kill").args(["-TERM", &pid]).status().unwrap();
     let waiting = tokio::task::spawn_blocking(move || {
@@ -66,7 +70,7 @@ async fn terminate(child: Child, log: std::thread::JoinHandle<String>) -> (Optio
 #[tokio::test(flavor = "multi_thread")]
 async fn every_accepted_request_is_answered_before_the_exit() {
     let models = models_of(&["tiny-bert-embed"]);
-    let (child, address, log) = start(models.path().to_str().unwrap());
+    let (child, address, log) = start(models.path().to_str().unwrap(), &[]);
     let url = format!("http://{address}");
     let stopping = Arc::new(AtomicBool::new(false));
     let answered_late = Arc::new(AtomicUsize::new(0));
@@ -116,7 +120,7 @@ async fn every_accepted_request_is_answered_before_the_exit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_stream_does_not_hold_up_the_exit() {
     let models = models_of(&["tiny-bert-embed"]);
-    let (child, address, log) = start(models.path().to_str().unwrap());
+    let (child, address, log) = start(models.path().to_str().unwrap(), &[]);
     let mut client = InferenceClient::connect(format!("http://{address}"))
         .await
         .unwrap();

@@ -250,6 +250,34 @@ async fn a_request_that_can_not_make_its_deadline_is_refused_at_the_door() {
 }
 
 #[tokio::test]
+async fn a_row_passes_those_of_low_priority_that_wait() {
+    let (forward, go, ran) = held();
+    let policy = BatchPolicy {
+        max_rows: 1,
+        ..BatchPolicy::default()
+    };
+    let engine = engine(policy, 1, &forward);
+    let low = Departure {
+        priority: Priority::LOW,
+        ..departure(None)
+    };
+    let mut waiting = engine.submit(rows(1..50), &low, Instant::now()).unwrap();
+    until_running(&ran).await;
+    let mut passes = engine
+        .submit(rows([77]), &departure(None), Instant::now())
+        .unwrap();
+    go.store(true, Ordering::Release);
+    assert!(passes.next().await.unwrap().1.is_ok());
+    while let Some((_, answer)) = waiting.next().await {
+        answer.unwrap();
+    }
+    let order = ran.lock().unwrap();
+    let place = order.iter().position(|&token| token == 77).unwrap();
+    // One ran, and one was on its way to run next.
+    assert!(place <= 3, "{order:?}");
+}
+
+#[tokio::test]
 async fn what_waits_is_run_when_the_engine_is_dropped() {
     let (forward, go, ran) = held();
     let engine = engine(BatchPolicy::default(), 1, &forward);

@@ -22,6 +22,7 @@ mod errors;
 mod fetch;
 mod generate;
 mod golden;
+mod jobs;
 mod llama_cpp;
 mod malformed;
 mod open_inference;

@@ -7,23 +7,29 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::{generate, support::Running};
 
 /// An answer: status, headers in lower case, body.
-struct Answer {
-    status: u16,
+pub struct Answer {
+    pub status: u16,
     head: String,
-    body: String,
+    pub body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
 
-    fn error(&self) -> Value {
+    pub fn error(&self) -> Value {
         self.json()["error"].clone()
     }
 }
 
-async fn send(running: &Running, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+pub async fn send(
+    running: &Running,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> Answer {
     let address = running.server.http_address;
     let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
     let length = body.len();
@@ -41,7 +47,7 @@ async fn send(running: &Running, method: &str, path: &str, headers: &str, body: 
     }
 }
 
-async fn post(running: &Running, path: &str, body: &Value) -> Answer {
+pub async fn post(running: &Running, path: &str, body: &Value) -> Answer {
     send(running, "POST", path, "", &body.to_string()).await
 }
 

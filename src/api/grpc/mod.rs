@@ -4,10 +4,12 @@ pub mod admin;
 mod duplex;
 mod health;
 mod inference;
+mod jobs;
 mod oip;
 mod reflection;
 
-pub use inference::shorten;
+pub use inference::{TypedInference, shorten};
+pub use jobs::DEFAULT_TENANT;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -20,10 +22,12 @@ use tonic::{
 use crate::{
     admission::{Admission, Operators},
     api::proto::{
-        ferry::v1::inference_server::InferenceServer,
+        ferry::v1::{inference_server::InferenceServer, jobs_server::JobsServer},
         inference::grpc_inference_service_server::GrpcInferenceServiceServer,
     },
     config::{admin::RepositoryRpcs, server::GrpcConfig},
+    error::RequestError,
+    jobs::Jobs,
     telemetry::Metrics,
 };
 
@@ -44,12 +48,22 @@ pub struct Shared {
     pub operators: Arc<Operators>,
     /// Who may use the repository RPCs.
     pub repository_rpcs: RepositoryRpcs,
+    /// Requests that can wait, where they are on.
+    pub jobs: Option<Jobs>,
 }
 
 impl Shared {
     /// Whether requests should come here.
     pub fn is_ready(&self) -> bool {
         *self.started.borrow() && !self.admission.is_closed()
+    }
+
+    /// Requests that can wait.
+    ///
+    /// # Errors
+    /// [`RequestError::Refused`] where they are off.
+    pub fn jobs(&self) -> Result<&Jobs, RequestError> {
+        self.jobs.as_ref().ok_or_else(Jobs::off)
     }
 }
 
@@ -83,8 +97,10 @@ pub async fn serve(
 ) -> Result<(), ListenError> {
     let inference = GrpcInferenceServiceServer::new(oip::OpenInference::new(shared.clone()));
     let inference = with_limits!(inference, config);
-    let typed = InferenceServer::new(inference::TypedInference::new(shared.clone()));
+    let typed = InferenceServer::new(TypedInference::new(shared.clone()));
     let typed = with_limits!(typed, config);
+    let jobs = JobsServer::new(jobs::JobsService::new(shared.clone()));
+    let jobs = with_limits!(jobs, config);
 
     let keepalive = Some(config.keepalive_seconds)
         .filter(|&seconds| seconds > 0)
@@ -102,6 +118,7 @@ pub async fn serve(
         .add_service(reflection::of_public_services().build_v1alpha()?)
         .add_service(inference)
         .add_service(typed)
+        .add_service(jobs)
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listener).with_nodelay(Some(true)),
             shutdown,

@@ -2,6 +2,8 @@
 
 mod openai;
 
+pub use openai::answer_row;
+
 use std::future::Future;
 
 use axum::{

@@ -17,7 +17,7 @@ use super::{
     row::{WorkRow, expired},
 };
 use crate::{
-    batching::{Batch, BatchPolicy, BatchQueue, Decision, FlushReason},
+    batching::{Batch, BatchPolicy, BatchQueue, Decision, FlushReason, Priority},
     error::RequestError,
     telemetry::ModelMetrics,
 };
@@ -180,14 +180,15 @@ impl Dispatcher {
     }
 
     fn publish_load(&self) {
-        let waiting = self.queue.run_time().predict(
-            self.queue.waiting_tokens(),
-            self.queue.waiting_sum_len_squared(),
-        );
-        let backlog = (self.out_time + waiting) / self.instances as u32;
-        self.load
-            .backlog_ns
-            .store(backlog.as_nanos() as u64, Relaxed);
+        for priority in [Priority::HIGH, Priority::NORMAL, Priority::LOW] {
+            let waiting = self.queue.waiting_down_to(priority);
+            let waiting = self
+                .queue
+                .run_time()
+                .predict(waiting.tokens, waiting.sum_len_squared);
+            let backlog = (self.out_time + waiting) / self.instances as u32;
+            self.load.backlog_ns[priority.level()].store(backlog.as_nanos() as u64, Relaxed);
+        }
         let (fixed, token) = self.queue.run_time().linear();
         self.load.fixed_ns.store((fixed * 1e9).to_bits(), Relaxed);
         self.load.token_ns.store((token * 1e9).to_bits(), Relaxed);

@@ -18,7 +18,7 @@ use super::{
     row::{Answers, Departure, RowWork},
 };
 use crate::{
-    batching::{BatchPolicy, Row},
+    batching::{BatchPolicy, Priority, Row},
     error::RequestError,
     telemetry::{ModelMetrics, ModelStatistics},
 };
@@ -56,7 +56,7 @@ impl Engine {
         let load = Arc::new(Load {
             waiting_rows: AtomicUsize::new(0),
             max_waiting_rows: options.policy.max_waiting_rows,
-            backlog_ns: AtomicU64::new(0),
+            backlog_ns: std::array::from_fn(|_| AtomicU64::new(0)),
             fixed_ns: AtomicU64::new(0),
             token_ns: AtomicU64::new(0),
         });
@@ -111,7 +111,7 @@ impl Engine {
     ) -> Result<Answers, RequestError> {
         let count = rows.len();
         let tokens: usize = rows.iter().map(|(_, work)| work.ids.len()).sum();
-        self.check_deadline(tokens, departure.deadline, now)?;
+        self.check_deadline(tokens, departure, now)?;
         self.load
             .reserve(count)
             .map_err(|waiting| self.full(waiting))?;
@@ -160,16 +160,21 @@ impl Engine {
 
     /// Predicted time until everything that waits and runs now is done.
     pub fn backlog(&self) -> Duration {
-        Duration::from_nanos(self.load.backlog_ns.load(Relaxed))
+        self.backlog_before(Priority::LOW)
+    }
+
+    /// Predicted time until everything is done that a row of `priority` boards behind.
+    fn backlog_before(&self, priority: Priority) -> Duration {
+        Duration::from_nanos(self.load.backlog_ns[priority.level()].load(Relaxed))
     }
 
     fn check_deadline(
         &self,
         tokens: usize,
-        deadline: Option<Instant>,
+        departure: &Departure,
         now: Instant,
     ) -> Result<(), RequestError> {
-        let Some(deadline) = deadline else {
+        let Some(deadline) = departure.deadline else {
             return Ok(());
         };
         let left = deadline.saturating_duration_since(now);
@@ -177,7 +182,7 @@ impl Engine {
         let own_ns =
             coefficient(&self.load.fixed_ns) + coefficient(&self.load.token_ns) * tokens as f64;
         let own = Duration::from_nanos(own_ns as u64);
-        let backlog = self.backlog();
+        let backlog = self.backlog_before(departure.priority);
         let needed = backlog + own;
         if needed <= left {
             return Ok(());

@@ -2,14 +2,16 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
+use crate::batching::Priority;
+
 /// The load of one engine.
 #[derive(Debug)]
 pub(super) struct Load {
     /// Rows accepted and not yet in a batch.
     pub(super) waiting_rows: AtomicUsize,
     pub(super) max_waiting_rows: usize,
-    /// Predicted run time of everything that waits and runs, on all instances, in nanoseconds.
-    pub(super) backlog_ns: AtomicU64,
+    /// Predicted time until what runs, and what waits down to each priority, is done, in nanoseconds.
+    pub(super) backlog_ns: [AtomicU64; Priority::LEVELS],
     /// Coefficients of the run time model, as `f64` bits: a and b in nanoseconds.
     pub(super) fixed_ns: AtomicU64,
     pub(super) token_ns: AtomicU64,

@@ -34,6 +34,7 @@ pub struct TypedInference {
 }
 
 impl TypedInference {
+    /// The service over what all services share.
     pub fn new(shared: Shared) -> Self {
         Self { shared }
     }

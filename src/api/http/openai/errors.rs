@@ -96,6 +96,8 @@ impl From<RequestError> for ApiError {
             E::Refused { .. } => "refused",
             E::Unauthenticated { .. } => "unauthenticated",
             E::NotPermitted { .. } => "not_permitted",
+            E::NotFound { .. } => "not_found",
+            E::NoRoom { .. } => "no_room",
             E::Unimplemented { .. } => "not_implemented",
             E::Internal { .. } => "internal_error",
         };

@@ -5,6 +5,7 @@
 //! headers `x-request-timeout-ms`, `x-ferry-tenant`, `x-ferry-priority` and `x-ferry-model-version`
 //! stand for gRPC's metadata and `version`.
 
+mod batches;
 mod body;
 mod chat;
 mod completions;
@@ -13,6 +14,7 @@ mod continuations;
 mod embeddings;
 mod errors;
 mod fields;
+mod files;
 mod generate;
 mod logprobs;
 mod models;
@@ -23,7 +25,7 @@ mod rerank;
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode},
     middleware::Next,
@@ -32,7 +34,7 @@ use axum::{
 };
 
 use self::{errors::ApiError, generate::generate, output::new_id};
-use crate::api::grpc::Shared;
+use crate::{api::grpc::Shared, error::RequestError, jobs::Endpoint};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -45,6 +47,8 @@ pub fn routes() -> Router<Shared> {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/embeddings", post(embeddings::embed))
         .route("/v1/rerank", post(rerank::rerank))
+        .merge(files::routes())
+        .merge(batches::routes())
         // Where Jina's and Cohere's clients look for it.
         .route("/rerank", post(rerank::rerank))
         .route("/v2/rerank", post(rerank::rerank))
@@ -64,6 +68,32 @@ async fn chat(
     body: Body,
 ) -> Result<Response, ApiError> {
     generate(shared, headers, body, chat::read).await
+}
+
+/// Answers a request that a job holds as its route does, but whole.
+pub async fn answer_row(
+    shared: Shared,
+    endpoint: Endpoint,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    #[derive(serde::Deserialize)]
+    struct Look {
+        stream: bool,
+    }
+    let streams = serde_json::from_slice::<Look>(&body).is_ok_and(|look| look.stream);
+    if streams {
+        let error = RequestError::invalid("stream", true, "false: a job keeps whole answers");
+        return ApiError::from(error).into_response();
+    }
+    let (shared, body) = (State(shared), Body::from(body));
+    let answer = match endpoint {
+        Endpoint::Embeddings => embeddings::embed(shared, headers, body).await,
+        Endpoint::Completions => complete(shared, headers, body).await,
+        Endpoint::ChatCompletions => chat(shared, headers, body).await,
+        Endpoint::Rerank => rerank::rerank(shared, headers, body).await,
+    };
+    answer.unwrap_or_else(ApiError::into_response)
 }
 
 /// Answers what has no route.

@@ -88,6 +88,7 @@ impl Stage {
         let mut config = ServerConfig::default();
         config.models.directory = folder.path().to_owned();
         config.models.control = ModelControl::None;
+        config.admin.enabled = false;
         config.models.serve = PLACES.map(str::to_owned).to_vec();
         config.grpc.host = "127.0.0.1".parse()?;
         config.http.host = config.grpc.host;

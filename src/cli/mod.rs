@@ -10,6 +10,7 @@ mod jobs;
 mod load_client;
 mod quantize;
 mod serve;
+mod warm;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,9 @@ enum Command {
     Serve(serve::Serve),
     /// Operate a running server: load, swap and drain versions, route traffic.
     Admin(admin::Admin),
+    /// Get models ready for a fast start: prepare their weights, run their warm-up, check their
+    /// outputs.
+    Warm(warm::Warm),
     /// Tell what a model is made of, without loading it.
     Inspect(inspect::Inspect),
     /// Bring a model's files from the Hugging Face Hub.
@@ -70,6 +74,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Serve(command) => command.run(),
         Command::Admin(command) => return command.run(),
+        Command::Warm(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Fetch(command) => command.run(),
         Command::Health(command) => command.run(),

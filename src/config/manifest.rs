@@ -10,6 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use super::warmup::{CanaryConfig, CanaryInput, WarmupConfig, WarmupPrompt, WarmupShape};
 use super::{
     CacheConfig, ConfigError, GenerateConfig, Quantize, RolloutConfig, ShareConfig, VersionsConfig,
     Violation, read_checked, rollout,
@@ -129,6 +130,9 @@ pub struct ModelManifest {
     /// When a canary or shadow is promoted or rolled back by itself.
     #[serde(default)]
     pub rollout: RolloutConfig,
+    /// What runs before a version is ready.
+    #[serde(default)]
+    pub warmup: WarmupConfig,
 }
 
 /// Where weights come from, for `ferry fetch`.
@@ -262,6 +266,7 @@ impl ModelManifest {
             canary: ShareConfig::default(),
             shadow: ShareConfig::default(),
             rollout: RolloutConfig::default(),
+            warmup: WarmupConfig::default(),
         }
     }
 
@@ -306,6 +311,7 @@ impl ModelManifest {
         self.generate.validate()?;
         rollout::validate(&self.versions, &self.canary, &self.shadow, &self.rollout)?;
         self.cache.validate()?;
+        self.warmup.validate(self.task)?;
         Violation::unless(
             self.task != Task::Generate || self.resources.instances == 1,
             "resources.instances",

@@ -13,6 +13,7 @@ pub mod quantize;
 pub mod rollout;
 pub mod server;
 pub mod thresholds;
+pub mod warmup;
 
 use std::path::{Path, PathBuf};
 

@@ -59,6 +59,11 @@ pub struct ModelsConfig {
     /// A file that keeps the routes set by operators and rollouts, so that they outlive a restart;
     /// empty for none: the manifests hold then.
     pub state_file: PathBuf,
+    /// Whether weights are kept in the layout in which they are used, for the next start.
+    pub prepared: PreparedWeights,
+    /// The folder where they are kept; unset for the version's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prepared_directory: Option<PathBuf>,
 }
 
 /// Who may change what is served after the start.
@@ -73,6 +78,16 @@ pub enum ModelControl {
     None,
 }
 
+/// Whether weights are kept in the layout in which they are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PreparedWeights {
+    /// In a file that the next start maps.
+    Keep,
+    /// Every start lays them out anew.
+    Off,
+}
+
 impl Default for ModelsConfig {
     fn default() -> Self {
         Self {
@@ -85,6 +100,8 @@ impl Default for ModelsConfig {
             memory_mib: 0,
             evict_idle: false,
             state_file: PathBuf::new(),
+            prepared: PreparedWeights::Keep,
+            prepared_directory: None,
         }
     }
 }

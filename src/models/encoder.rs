@@ -19,6 +19,7 @@ use super::heads::{Head, LoadedHead, RowOutput};
 use super::loader::Loader;
 use super::packed::PackedBatch;
 use super::plan::{EncoderPlan, LayerPlan, NormPlan};
+use super::prepared::PreparedWeights;
 use super::projection::Projection;
 use super::source::Source;
 use super::spec::EncoderSpec;
@@ -60,6 +61,20 @@ impl EncoderModel {
     /// If the model is not supported, does not have the head, or its files are damaged. The whole
     /// header is checked before the first weight is read.
     pub fn load(source: &Path, options: &LoadOptions, device: &Device) -> Result<Self, LoadError> {
+        Self::load_with(source, options, device, &PreparedWeights::off())
+    }
+
+    /// As [`EncoderModel::load`], with the layout of matrices from `prepared` where it has it. The
+    /// model is the same, to the last bit.
+    ///
+    /// # Errors
+    /// As [`EncoderModel::load`].
+    pub fn load_with(
+        source: &Path,
+        options: &LoadOptions,
+        device: &Device,
+        prepared: &PreparedWeights,
+    ) -> Result<Self, LoadError> {
         let source = Source::open(source)?;
         let spec = EncoderSpec::of(&source)?;
         let head = &options.head;
@@ -69,9 +84,12 @@ impl EncoderModel {
         let plan = EncoderPlan::of(&source, &spec, head);
         let parameters = source.check(plan.tensors())?;
 
-        let mut loader = Loader::new(&source, device, options.quantize);
+        if prepared.unusable().is_none() {
+            source.expect_few_reads();
+        }
+        let mut loader = Loader::new(&source, device, options.quantize, prepared);
         let embed = EmbedNorm {
-            word: loader.embedding(&plan.word)?.into(),
+            word: loader.words(&plan.word)?,
             position: Some(loader.plain(&plan.position)?),
             token_type: match &plan.token_type {
                 Some(table) => Some(loader.plain(table)?),

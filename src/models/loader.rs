@@ -8,11 +8,12 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Tensor};
 
 use super::error::LoadError;
+use super::prepared::PreparedWeights;
 use super::projection::{Embedding, Projection};
 use super::quantize::{encode, fitting};
 use super::source::Source;
 use super::tensor_plan::{ProjectionPlan, TensorPlan};
-use crate::ops::{Linear, QuantizedLinear, RmsNorm};
+use crate::ops::{QuantizedLinear, QuantizedWeight, RmsNorm, WordTable};
 
 /// Reads weights of a checked source, and adds up what they take.
 #[derive(Debug)]
@@ -20,23 +21,35 @@ pub(super) struct Loader<'a> {
     source: &'a Source,
     device: &'a Device,
     quantize: Option<GgmlDType>,
+    prepared: &'a PreparedWeights,
     memory_bytes: usize,
 }
 
-/// A weight as it came.
-enum Weight {
+/// The type in which a matrix will be used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
     /// f32.
-    Dense(Tensor),
-    Quantized(QTensor),
+    Dense,
+    /// As the file has it.
+    Kept(GgmlDType),
+    /// Quantized as it is loaded.
+    Quantized(GgmlDType),
 }
 
 impl<'a> Loader<'a> {
-    /// `quantize`: the type that f32, f16 and bf16 matrices become; `None` is f32.
-    pub fn new(source: &'a Source, device: &'a Device, quantize: Option<GgmlDType>) -> Self {
+    /// `quantize`: the type that f32, f16 and bf16 matrices become; `None` is f32. What is laid out
+    /// already is taken from `prepared`.
+    pub fn new(
+        source: &'a Source,
+        device: &'a Device,
+        quantize: Option<GgmlDType>,
+        prepared: &'a PreparedWeights,
+    ) -> Self {
         Self {
             source,
             device,
             quantize,
+            prepared,
             memory_bytes: 0,
         }
     }
@@ -113,108 +126,131 @@ impl<'a> Loader<'a> {
             let head = self.product(std::slice::from_ref(head), None, self.quantize)?;
             return Ok((embedding, head));
         }
-        match self.weight(table, self.quantize)? {
-            weight @ Weight::Dense(_) => {
-                let Weight::Dense(tensor) = &weight else {
-                    unreachable!("matched just now");
-                };
-                self.memory_bytes += 4 * tensor.elem_count();
-                let embedding = Embedding::Dense(tensor.clone());
-                Ok((embedding, self.side_by_side(vec![weight], None)?))
+        match self.embedding(table)? {
+            Embedding::Dense(tensor) => {
+                let read = || Ok(tensor.clone());
+                let shape = shape_of(table)?;
+                let head = self.prepared.linear(&table.name, shape, read)?;
+                self.memory_bytes += head.memory_bytes();
+                Ok((Embedding::Dense(tensor), Projection::Dense(head)))
             }
-            Weight::Quantized(weight) => {
-                let shared = QuantizedLinear::new(&[weight], None)?;
-                self.memory_bytes += shared.memory_bytes();
-                let embedding = Embedding::Quantized(shared.clone());
-                Ok((embedding, Projection::Quantized(shared)))
+            Embedding::Quantized(shared) => {
+                let head = Projection::Quantized(shared.clone());
+                Ok((Embedding::Quantized(shared), head))
             }
         }
     }
 
     /// A table of embeddings.
     pub fn embedding(&mut self, table: &TensorPlan) -> Result<Embedding, LoadError> {
-        Ok(match self.weight(table, self.quantize)? {
-            Weight::Dense(tensor) => {
-                self.memory_bytes += 4 * tensor.elem_count();
-                Embedding::Dense(tensor)
-            }
-            Weight::Quantized(weight) => {
-                let table = QuantizedLinear::new(&[weight], None)?;
-                self.memory_bytes += table.memory_bytes();
-                Embedding::Quantized(table)
-            }
-        })
+        if self.form(table, self.quantize)? == Form::Dense {
+            let values = self.source.values(&table.name)?;
+            return Ok(Embedding::Dense(self.dense(values, &table.shape)?));
+        }
+        let part = self.part(table, self.quantize)?;
+        let table = QuantizedLinear::of(vec![part], None)?;
+        self.memory_bytes += table.memory_bytes();
+        Ok(Embedding::Quantized(table))
     }
 
+    /// An encoder's table of words.
+    pub fn words(&mut self, table: &TensorPlan) -> Result<WordTable, LoadError> {
+        if !self.device.is_cpu() || self.form(table, self.quantize)? != Form::Dense {
+            return Ok(match self.embedding(table)? {
+                Embedding::Dense(table) => WordTable::Dense(table),
+                Embedding::Quantized(table) => WordTable::Quantized(table),
+            });
+        }
+        let shape = shape_of(table)?;
+        let read = || self.source.values(&table.name);
+        let values = self.prepared.table(&table.name, shape, read)?;
+        self.memory_bytes += 4 * values.len();
+        let hidden = shape[1];
+        Ok(WordTable::Rows { values, hidden })
+    }
+
+    /// One projection of weights with the same input. If one of them is quantized, the f32 ones
+    /// beside it are kept in that op too, as they are.
     fn product(
         &mut self,
         weights: &[TensorPlan],
         bias: Option<Tensor>,
         quantize: Option<GgmlDType>,
     ) -> Result<Projection, LoadError> {
-        let weights = weights.iter().map(|plan| self.weight(plan, quantize));
-        let weights = weights.collect::<Result<Vec<_>, _>>()?;
-        self.side_by_side(weights, bias)
-    }
-
-    /// One projection of weights with the same input. If one of them is quantized, the f32 ones
-    /// beside it are kept in that op too, as they are.
-    fn side_by_side(
-        &mut self,
-        weights: Vec<Weight>,
-        bias: Option<Tensor>,
-    ) -> Result<Projection, LoadError> {
-        let mut dense = Vec::with_capacity(weights.len());
-        for weight in &weights {
-            if let Weight::Dense(tensor) = weight {
-                dense.push(tensor.clone());
-            }
+        let mut all_dense = true;
+        for plan in weights {
+            all_dense &= self.form(plan, quantize)? == Form::Dense;
         }
-        if dense.len() == weights.len() {
-            let weight = match dense.as_slice() {
-                [one] => one.clone(),
-                many => Tensor::cat(many, 0)?,
-            };
-            let linear = Linear::new(&weight, bias)?;
+        if !all_dense {
+            let parts = weights.iter().map(|plan| self.part(plan, quantize));
+            let parts = parts.collect::<Result<_, _>>()?;
+            let linear = QuantizedLinear::of(parts, bias)?;
             self.memory_bytes += linear.memory_bytes();
-            return Ok(Projection::Dense(linear));
+            return Ok(Projection::Quantized(linear));
         }
-        let parts = weights.into_iter().map(|weight| match weight {
-            Weight::Dense(tensor) => QTensor::quantize(&tensor, GgmlDType::F32),
-            Weight::Quantized(tensor) => Ok(tensor),
-        });
-        let parts = parts.collect::<candle_core::Result<Vec<_>>>()?;
-        let linear = QuantizedLinear::new(&parts, bias)?;
+        let names: Vec<&str> = weights.iter().map(|plan| plan.name.as_str()).collect();
+        let mut shape = [0; 2];
+        for plan in weights {
+            let [outputs, inputs] = shape_of(plan)?;
+            shape = [shape[0] + outputs, inputs];
+        }
+        let linear = self.prepared.linear(&names.join("+"), shape, || {
+            let mut values = Vec::with_capacity(shape[0] * shape[1]);
+            for plan in weights {
+                values.append(&mut self.source.values(&plan.name)?);
+            }
+            Ok(Tensor::from_vec(values, &shape, self.device)?)
+        })?;
         self.memory_bytes += linear.memory_bytes();
-        Ok(Projection::Quantized(linear))
+        Ok(Projection::Dense(linear.with_bias(bias)))
     }
 
-    /// A matrix in the type in which it will be used.
-    fn weight(&self, plan: &TensorPlan, quantize: Option<GgmlDType>) -> Result<Weight, LoadError> {
+    /// A matrix of a projection that is not all f32.
+    fn part(
+        &self,
+        plan: &TensorPlan,
+        quantize: Option<GgmlDType>,
+    ) -> Result<QuantizedWeight, LoadError> {
+        let shape = shape_of(plan)?;
+        let [outputs, inputs] = shape;
+        let form = self.form(plan, quantize)?;
+        let dtype = match form {
+            Form::Dense => GgmlDType::F32,
+            Form::Kept(dtype) | Form::Quantized(dtype) => dtype,
+        };
+        self.prepared.quantized(&plan.name, dtype, shape, || {
+            Ok(match (form, self.source) {
+                (Form::Kept(_), Source::Gguf(file)) => {
+                    let blocks = file.bytes(&plan.name)?;
+                    QuantizedWeight::of_blocks(dtype, outputs, inputs, blocks)?
+                }
+                (Form::Quantized(_), _) => {
+                    let values = self.source.values(&plan.name)?;
+                    let bytes = encode(&values, inputs, dtype, None)?;
+                    drop(values);
+                    let storage = QStorage::from_data(bytes.into(), self.device, dtype)?;
+                    QuantizedWeight::new(&QTensor::new(storage, plan.shape.clone())?)?
+                }
+                _ => {
+                    let values = self.source.values(&plan.name)?;
+                    let values = Tensor::from_vec(values, plan.shape.as_slice(), self.device)?;
+                    QuantizedWeight::new(&QTensor::quantize(&values, GgmlDType::F32)?)?
+                }
+            })
+        })
+    }
+
+    /// What becomes of a matrix.
+    fn form(&self, plan: &TensorPlan, quantize: Option<GgmlDType>) -> Result<Form, LoadError> {
         if let Source::Gguf(file) = self.source {
-            let info = &file.tensors()[&plan.name];
-            if !is_plain(info.dtype.supported(&plan.name)?) {
-                return Ok(Weight::Quantized(file.tensor(&plan.name, self.device)?));
+            let dtype = file.tensors()[&plan.name].dtype.supported(&plan.name)?;
+            if !is_plain(dtype) {
+                return Ok(Form::Kept(dtype));
             }
         }
-        let values = self.source.values(&plan.name)?;
         let row = plan.shape.last().copied().unwrap_or(0);
-        match quantize.and_then(|dtype| fitting(dtype, row)) {
-            Some(dtype) => {
-                let bytes = encode(&values, row, dtype, None)?;
-                drop(values);
-                let storage = QStorage::from_data(bytes.into(), self.device, dtype)?;
-                Ok(Weight::Quantized(QTensor::new(
-                    storage,
-                    plan.shape.clone(),
-                )?))
-            }
-            None => Ok(Weight::Dense(Tensor::from_vec(
-                values,
-                plan.shape.as_slice(),
-                self.device,
-            )?)),
-        }
+        let asked = quantize.and_then(|dtype| fitting(dtype, row));
+        Ok(asked.map_or(Form::Dense, Form::Quantized))
     }
 
     fn dense(&mut self, values: Vec<f32>, shape: &[usize]) -> Result<Tensor, LoadError> {
@@ -226,4 +262,16 @@ impl<'a> Loader<'a> {
 /// Whether a type's blocks are single numbers.
 fn is_plain(dtype: GgmlDType) -> bool {
     dtype.block_size() == 1
+}
+
+/// `[outputs, inputs]`
+fn shape_of(plan: &TensorPlan) -> Result<[usize; 2], LoadError> {
+    match *plan.shape {
+        [outputs, inputs] => Ok([outputs, inputs]),
+        _ => Err(LoadError::Shape {
+            name: plan.name.clone(),
+            found: plan.shape.clone(),
+            expected: vec![0, 0],
+        }),
+    }
 }

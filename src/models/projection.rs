@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::{Linear, QuantizedLinear, WordTable};
+use crate::ops::{Linear, QuantizedLinear};
 
 /// A linear layer of one or several weights side by side.
 #[derive(Debug, Clone)]
@@ -55,15 +55,6 @@ impl Embedding {
                     rows.affine(scale.into(), 0.0)
                 }
             }
-        }
-    }
-}
-
-impl From<Embedding> for WordTable {
-    fn from(embedding: Embedding) -> Self {
-        match embedding {
-            Embedding::Dense(table) => Self::Dense(table),
-            Embedding::Quantized(table) => Self::Quantized(table),
         }
     }
 }

@@ -36,6 +36,14 @@ impl Source {
         Ok(Self::Safetensors(path.to_owned(), checkpoint))
     }
 
+    /// Tells the system that most weights will not be read, since they were prepared.
+    pub fn expect_few_reads(&self) {
+        match self {
+            Self::Gguf(file) => file.expect_few_reads(),
+            Self::Safetensors(_, checkpoint) => checkpoint.expect_few_reads(),
+        }
+    }
+
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         match self {

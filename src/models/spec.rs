@@ -77,6 +77,14 @@ impl EncoderSpec {
         }
     }
 
+    /// Reads a folder's `config.json`, or a GGUF file's metadata.
+    ///
+    /// # Errors
+    /// As [`EncoderSpec::read`].
+    pub fn read_source(source: &Path) -> Result<Self, LoadError> {
+        Self::of(&Source::open(source)?)
+    }
+
     /// Reads `config.json` in `dir`.
     ///
     /// # Errors

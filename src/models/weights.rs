@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use half::slice::HalfFloatSliceExt;
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap};
 use safetensors::{Dtype, SafeTensors};
 
 use super::config_json::read_json;
@@ -76,6 +76,15 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Tells the system that what is still read are vectors here and there: reading ahead would bring
+    /// all of it.
+    pub(super) fn expect_few_reads(&self) {
+        for shard in &self.shards {
+            // Advice that isn't taken costs time, nothing else.
+            let _ = shard.advise(Advice::Random);
+        }
+    }
+
     /// All tensors of the files, by name.
     pub fn entries(&self) -> &HashMap<String, TensorEntry> {
         &self.entries
@@ -129,7 +138,7 @@ impl Checkpoint {
                 });
             }
         }
-        match values[begin..].iter().position(|value| !value.is_finite()) {
+        match first_not_finite(&values[begin..]) {
             Some(index) => Err(LoadError::NonFinite {
                 name: name.to_owned(),
                 index,
@@ -182,6 +191,23 @@ impl Checkpoint {
         self.shards.push(map);
         Ok(())
     }
+}
+
+/// The index of the first NaN or infinity. A chunk is looked at as a whole first, which takes one
+/// instruction for several values.
+fn first_not_finite(values: &[f32]) -> Option<usize> {
+    const CHUNK: usize = 1024;
+    let is_bad = |chunk: &&[f32]| {
+        !chunk
+            .iter()
+            .fold(true, |fine, value| fine & value.is_finite())
+    };
+    let (nth, chunk) = values
+        .chunks(CHUNK)
+        .enumerate()
+        .find(|(_, chunk)| is_bad(chunk))?;
+    let within = chunk.iter().position(|value| !value.is_finite())?;
+    Some(nth * CHUNK + within)
 }
 
 /// The shards of an index and the tensors of each, in file order.

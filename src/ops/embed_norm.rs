@@ -18,12 +18,20 @@ use super::layer_norm::{NormWeights, normalize_row};
 use super::operand::{check_cu_seqlens, read, u32_values};
 use super::parallel::for_row_blocks;
 use super::simd::{Arithmetic, Kernel, dispatch};
+use super::values::Values;
 
 /// The embeddings of words, `[vocabulary, hidden]`.
 #[derive(Debug, Clone)]
 pub enum WordTable {
-    /// f32.
+    /// f32, on any device.
     Dense(Tensor),
+    /// f32, row by row on the CPU, perhaps in a mapped file.
+    Rows {
+        /// The values of all rows.
+        values: Values<f32>,
+        /// Values of a row.
+        hidden: usize,
+    },
     /// Quantized; rows are dequantized as they are looked up.
     Quantized(QuantizedLinear),
 }
@@ -91,25 +99,29 @@ impl CustomOp3 for EmbedNorm {
             bail!("{types} type ids for {tokens} tokens");
         }
         let (words, word_indices);
-        let (table, indices) = match &self.word {
+        let word_tensor;
+        let (table, indices, hidden) = match &self.word {
             WordTable::Dense(table) => {
-                check_indices(tokens, table.dim(0)?, "token")?;
-                (table, tokens)
+                let (vocabulary, hidden) = table.dims2()?;
+                check_indices(tokens, vocabulary, "token")?;
+                word_tensor = read(table, "word embedding");
+                (word_tensor.values(vocabulary * hidden)?, tokens, hidden)
+            }
+            WordTable::Rows { values, hidden } => {
+                check_indices(tokens, values.len() / (*hidden).max(1), "token")?;
+                (&values[..], tokens, *hidden)
             }
             WordTable::Quantized(table) => {
                 check_indices(tokens, table.out_features(), "token")?;
                 // A table of this batch's words alone, in their order.
                 words = table.rows(tokens, 1.0)?;
                 word_indices = (0..tokens.len() as u32).collect::<Vec<u32>>();
-                (&words, &word_indices[..])
+                let (rows, hidden) = words.dims2()?;
+                word_tensor = read(&words, "word embedding");
+                (word_tensor.values(rows * hidden)?, &word_indices[..], hidden)
             }
         };
-        let (rows, hidden) = table.dims2()?;
-        let word = read(table, "word embedding");
-        let word = Lookup {
-            table: word.values(rows * hidden)?,
-            indices,
-        };
+        let word = Lookup { table, indices };
 
         let mut added = Vec::with_capacity(2);
         let positions;
@@ -296,6 +308,15 @@ mod tests {
             assert_eq!(got.dims(), [total, hidden]);
             let error = max_error(&got.flatten_all()?.to_vec1()?, &expected);
             assert!(error < 4e-6, "hidden {hidden}: {error:e}");
+
+            let values = word.flatten_all()?.to_vec1()?.into();
+            let in_place = EmbedNorm {
+                word: WordTable::Rows { values, hidden },
+                ..op.clone()
+            };
+            let again =
+                in_place.apply(&indices(&tokens)?, &indices(&type_ids)?, &indices(&ends)?)?;
+            assert_eq!(again.to_vec2::<f32>()?, got.to_vec2::<f32>()?);
         }
         Ok(())
     }

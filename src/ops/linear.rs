@@ -23,8 +23,9 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::activation::{Activation, BiasActivation};
-use super::operand::{dims2, f32_values};
+use super::operand::{dims2, f32_values, read};
 use super::simd::{Arithmetic, Kernel, Tile, WIDTH, dispatch};
+use super::values::{MappedBytes, Values};
 
 /// Outputs of a panel.
 const COLUMNS: usize = 2 * WIDTH;
@@ -64,8 +65,10 @@ impl Linear {
             bail!("a weight of shape [{outputs}, {inputs}] has no values");
         }
         let weight = if weight.device().is_cpu() {
-            let values = weight.flatten_all()?.to_vec1()?;
-            Weight::Panels(Arc::new(Panels::new(&values, inputs)))
+            let weight = weight.contiguous()?;
+            let values = read(&weight, "weight");
+            let values = values.values(outputs * inputs)?;
+            Weight::Panels(Arc::new(Panels::new(values, inputs)))
         } else {
             Weight::Transposed(weight.t()?.contiguous()?)
         };
@@ -74,6 +77,47 @@ impl Linear {
             outputs,
             bias,
         })
+    }
+
+    /// Says which layout the panels have: a file of panels that was written under another name
+    /// must not be read. To be changed with the layout.
+    pub const LAYOUT: &str = "linear-16-1";
+
+    /// As [`Linear::new`] laid out a weight `[out, in]` on the CPU, in place.
+    ///
+    /// # Errors
+    /// If the bytes are not as many as the panels', or not aligned.
+    pub fn mapped(
+        outputs: usize,
+        inputs: usize,
+        panels: MappedBytes,
+        bias: Option<Tensor>,
+    ) -> Result<Self> {
+        match Values::mapped(panels) {
+            Some(values) if outputs > 0 && values.len() == outputs.div_ceil(COLUMNS) * inputs => {
+                let weight = Weight::Panels(Arc::new(Panels { inputs, values }));
+                Ok(Self {
+                    weight,
+                    outputs,
+                    bias,
+                })
+            }
+            _ => bail!("these are not the panels of a weight of shape [{outputs}, {inputs}]"),
+        }
+    }
+
+    /// The bytes that [`Linear::mapped`] takes; `None` elsewhere than on the CPU.
+    pub fn panels(&self) -> Option<&[u8]> {
+        match &self.weight {
+            Weight::Panels(panels) => Some(panels.values.as_bytes()),
+            Weight::Transposed(_) => None,
+        }
+    }
+
+    /// The same layer with another bias.
+    #[must_use]
+    pub fn with_bias(self, bias: Option<Tensor>) -> Self {
+        Self { bias, ..self }
     }
 
     /// `[tokens, in]` to `[tokens, out]`.
@@ -172,7 +216,7 @@ fn multiply(y: &mut [f32], x: &[f32], weight: &Panels, outputs: usize) {
 struct Panels {
     inputs: usize,
     /// `[panels, in, COLUMNS]`
-    values: Vec<[f32; COLUMNS]>,
+    values: Values<[f32; COLUMNS]>,
 }
 
 /// Neighbouring outputs of a weight, from the beginning of a panel.
@@ -189,14 +233,11 @@ impl Panels {
     fn new(weight: &[f32], inputs: usize) -> Self {
         let outputs = weight.len() / inputs;
         let mut values = vec![[0f32; COLUMNS]; outputs.div_ceil(COLUMNS) * inputs];
-        let panels = values.chunks_exact_mut(inputs);
-        for (panel, outputs) in panels.zip(weight.chunks(COLUMNS * inputs)) {
-            for (column, output) in outputs.chunks_exact(inputs).enumerate() {
-                for (row, w) in panel.iter_mut().zip(output) {
-                    row[column] = *w;
-                }
-            }
-        }
+        values
+            .par_chunks_mut(inputs)
+            .zip(weight.par_chunks(COLUMNS * inputs))
+            .for_each(|(panel, outputs)| fill(panel, outputs, inputs));
+        let values = values.into();
         Self { inputs, values }
     }
 
@@ -208,6 +249,20 @@ impl Panels {
             inputs: self.inputs,
             panels: &self.values[panels.start * self.inputs..panels.end * self.inputs],
             count,
+        }
+    }
+}
+
+/// Puts up to `COLUMNS` outputs side by side. All of them at a time: the panel is written line by
+/// line, from front to back.
+fn fill(panel: &mut [[f32; COLUMNS]], outputs: &[f32], inputs: usize) {
+    let mut columns = [&outputs[..0]; COLUMNS];
+    for (column, output) in columns.iter_mut().zip(outputs.chunks_exact(inputs)) {
+        *column = output;
+    }
+    for (input, row) in panel.iter_mut().enumerate() {
+        for (to, column) in row.iter_mut().zip(&columns) {
+            *to = column.get(input).copied().unwrap_or(0.0);
         }
     }
 }

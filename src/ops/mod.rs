@@ -22,6 +22,7 @@ pub mod quantized;
 pub mod residual_norm;
 pub mod rms_norm;
 pub mod rope;
+pub mod values;
 
 mod layer_norm;
 mod operand;
@@ -40,7 +41,8 @@ pub use linear::Linear;
 pub use logit_statistics::{LogitStatistics, logit_statistics, soft_cap};
 pub use paged_attention::{CacheGeometry, CacheType, LayerCache, PagedAttention, PagedRows};
 pub use pool::{Pool, Pooling};
-pub use quantized::QuantizedLinear;
+pub use quantized::{QuantizedLinear, QuantizedWeight};
 pub use residual_norm::ResidualNorm;
 pub use rms_norm::{ResidualRmsNorm, RmsNorm};
 pub use rope::{Rope, RopeStyle};
+pub use values::{MappedBytes, Values};

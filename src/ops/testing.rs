@@ -92,3 +92,12 @@ pub(crate) fn erf_f64(x: f64) -> f64 {
     }
     sum * 2.0 / std::f64::consts::PI.sqrt()
 }
+
+/// Bytes as an unnamed file, mapped.
+pub(crate) fn map_of(bytes: &[u8]) -> std::sync::Arc<memmap2::Mmap> {
+    use std::io::Write;
+    let mut file = tempfile::tempfile().expect("a temporary file");
+    file.write_all(bytes).expect("the file is written");
+    // SAFETY: the file has no name, and nobody writes to it any more.
+    std::sync::Arc::new(unsafe { memmap2::Mmap::map(&file) }.expect("the file is mapped"))
+}

@@ -7,7 +7,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 
-use super::{Mirror, lease::Lease};
+use super::{CanaryDone, LoadTimes, Mirror, PreparedUse, lease::Lease};
 use crate::{
     cache::{RowCache, SequenceCache},
     config::{Activation, ModelManifest, Task},
@@ -48,6 +48,12 @@ pub struct ServedModel {
     pub weight_bytes: u64,
     /// How long it took to load and warm.
     pub load_time: Duration,
+    /// What of it went where.
+    pub load_times: LoadTimes,
+    /// Whether its weights were found prepared.
+    pub prepared: PreparedUse,
+    /// Whether its outputs are as recorded.
+    pub canary: CanaryDone,
     /// When it was ready.
     pub loaded_at: SystemTime,
     /// Last, so that it tells of the end when all else is freed.

@@ -20,7 +20,7 @@ use super::{
     FoundModel, LoadError, ServedModel,
     discover::find_models,
     lease::Lease,
-    load::{LoadStage, load_version, read_manifest},
+    load::{LoadSettings, LoadStage, load_version, read_manifest},
     memory::{self, NoMemory},
     mirror::{Mirror, Trial},
     rollout::in_figures,
@@ -686,9 +686,16 @@ impl Repository {
         };
         set(VersionState::Loading);
         tracing::info!(model = name, version, "loading");
-        let loaded = load_version(found, version, &inner.metrics, &|stage| match stage {
-            LoadStage::WarmUp => set(VersionState::Warming),
-        });
+        let settings = LoadSettings::of(&inner.config);
+        let loaded = load_version(
+            found,
+            version,
+            &inner.metrics,
+            &settings,
+            &|stage| match stage {
+                LoadStage::WarmUp => set(VersionState::Warming),
+            },
+        );
         let mut served = match loaded {
             Ok(served) => served,
             Err(error) => return Err(self.failed(name, Some(version), &error)),

@@ -34,3 +34,4 @@ mod response_cache_rows;
 mod support;
 mod typed;
 mod versions;
+mod warm;

@@ -171,6 +171,22 @@ impl SequenceStream {
             return std::task::Poll::Ready(None);
         }
         let event = std::task::ready!(self.events.poll_recv(context));
+        self.account_for(event.as_ref());
+        std::task::Poll::Ready(event)
+    }
+
+    /// As [`SequenceStream::next`], for a thread that may wait: not for one of the async world.
+    pub fn blocking_next(&mut self) -> Option<SequenceEvent> {
+        if self.ended {
+            return None;
+        }
+        let event = self.events.blocking_recv();
+        self.account_for(event.as_ref());
+        event
+    }
+
+    /// Notes the end, and asks a paused sequence to go on if there is room again.
+    fn account_for(&mut self, event: Option<&SequenceEvent>) {
         self.ended = matches!(
             event,
             None | Some(SequenceEvent::Finished(_) | SequenceEvent::Failed(_))
@@ -179,7 +195,6 @@ impl SequenceStream {
             // The runner looks by itself now and then, should the channel be full.
             let _ = self.commands.try_send(Command::Resume(self.id));
         }
-        std::task::Poll::Ready(event)
     }
 }
 

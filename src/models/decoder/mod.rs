@@ -33,6 +33,7 @@ use candle_core::{DType, Device, Result as DeviceResult, Tensor, bail};
 
 use super::error::{ForwardError, LoadError};
 use super::loader::Loader;
+use super::prepared::PreparedWeights;
 use super::projection::{Embedding, Projection};
 use super::source::Source;
 use crate::ops::{CacheType, LayerCache, PagedRows, RmsNorm, soft_cap};
@@ -83,6 +84,20 @@ impl DecoderModel {
         options: &DecoderOptions,
         device: &Device,
     ) -> Result<Self, LoadError> {
+        Self::load_with(source, options, device, &PreparedWeights::off())
+    }
+
+    /// As [`DecoderModel::load`], with the layout of matrices from `prepared` where it has it. The
+    /// model is the same, to the last bit.
+    ///
+    /// # Errors
+    /// As [`DecoderModel::load`].
+    pub fn load_with(
+        source: &Path,
+        options: &DecoderOptions,
+        device: &Device,
+        prepared: &PreparedWeights,
+    ) -> Result<Self, LoadError> {
         if !device.is_cpu() {
             let error = candle_core::Error::Msg("decoders run on the CPU only so far".to_owned());
             return Err(LoadError::Device(error));
@@ -94,7 +109,10 @@ impl DecoderModel {
         let plan = DecoderPlan::of(&source, &spec);
         let parameters = source.check(plan.tensors())?;
 
-        let mut loader = Loader::new(&source, device, options.quantize);
+        if prepared.unusable().is_none() {
+            source.expect_few_reads();
+        }
+        let mut loader = Loader::new(&source, device, options.quantize, prepared);
         let mut norm = |plan| loader.norm(plan, spec.norm_offset, spec.norm_epsilon);
         // In the order of the forward pass: each layer ends with the norm of what follows it.
         let mut norms = Vec::with_capacity(plan.layers.len() + 1);

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use candle_core::quantized::{QStorage, QTensor};
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap};
 
 use super::error::LoadError;
 use super::mapping::map_file;
@@ -71,6 +71,12 @@ impl GgufFile {
         &self.path
     }
 
+    /// Says that little more will be read, here and there: reading ahead would bring it all.
+    pub(super) fn expect_few_reads(&self) {
+        // A system that does not take the advice is merely slower.
+        let _ = self.map.advise(Advice::Random);
+    }
+
     /// Typed access to the metadata.
     pub fn metadata(&self) -> Metadata<'_> {
         Metadata::new(&self.map, &self.contents.metadata)
@@ -110,6 +116,18 @@ impl GgufFile {
     /// # Errors
     /// If there is no such tensor, its type is not supported, or the device refuses.
     pub fn tensor(&self, name: &str, device: &Device) -> Result<QTensor, LoadError> {
+        let bytes = self.bytes(name)?;
+        let info = &self.contents.tensors[name];
+        let dtype = info.dtype.supported(name)?;
+        let storage = QStorage::from_data(bytes.into(), device, dtype)?;
+        Ok(QTensor::new(storage, info.shape.clone())?)
+    }
+
+    /// The blocks of a tensor as they lie in the file.
+    ///
+    /// # Errors
+    /// If there is no such tensor.
+    pub fn bytes(&self, name: &str) -> Result<&[u8], LoadError> {
         let Some(info) = self.contents.tensors.get(name) else {
             return Err(LoadError::MissingTensor {
                 name: name.to_owned(),
@@ -117,11 +135,8 @@ impl GgufFile {
                 why: format!("the file has {} tensors", self.contents.tensors.len()),
             });
         };
-        let dtype = info.dtype.supported(name)?;
         // In bounds, a whole number of blocks, and aligned for the blocks: checked at open.
-        let bytes = &self.map[info.bytes.clone()];
-        let storage = QStorage::from_data(bytes.into(), device, dtype)?;
-        Ok(QTensor::new(storage, info.shape.clone())?)
+        Ok(&self.map[info.bytes.clone()])
     }
 }
 

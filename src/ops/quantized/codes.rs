@@ -6,6 +6,8 @@
 
 use std::fmt::Debug;
 
+use bytemuck::Pod;
+
 use super::activations::UNIT;
 use super::machine::{LANES, Line, Machine};
 
@@ -14,7 +16,7 @@ pub(super) trait Codes: Debug + Send + Sync + 'static {
     /// 4, 5 or 6, unsigned, or 8, signed.
     const BITS: u32;
     /// A unit.
-    type Lines: Debug + Copy + Send + Sync;
+    type Lines: Debug + Pod + Send + Sync;
     /// A unit of zero codes.
     const ZERO: Self::Lines;
 
@@ -29,16 +31,16 @@ pub(super) trait Codes: Debug + Send + Sync + 'static {
 }
 
 /// 4 bits.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Nibbles;
 /// 5 bits, the fifth in a plane: bit `g` of a byte for group `g`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct NibblesAndBit;
 /// 6 bits, the upper two in two planes: bits `2g` and `2g + 1` for groups `g` and `4 + g`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct NibblesAndTwoBits;
 /// 8 bits.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Bytes;
 
 const ZERO: Line = Line([0; 4 * LANES]);

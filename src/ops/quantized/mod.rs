@@ -18,6 +18,7 @@
 mod activations;
 mod blocks;
 mod codes;
+mod layout;
 mod machine;
 mod panels;
 mod plain;
@@ -30,15 +31,66 @@ mod tests;
 
 use std::sync::Arc;
 
-use candle_core::quantized::QTensor;
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
 
 use super::activation::{Activation, BiasActivation};
 use super::operand::{dims2, f32_values};
 use super::parallel::for_row_blocks;
+use super::values::MappedBytes;
 use activations::{Blocks32, Blocks256};
 use panels::{Activations, Form, Panels};
 use product::Product;
+
+/// A weight `[out, in]` in panels, for one or more layers; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct QuantizedWeight(Panels);
+
+impl QuantizedWeight {
+    /// Says which layout the panels have: a file of panels that was written under another name
+    /// must not be read. To be changed with the layout of any format.
+    pub const LAYOUT: &str = "quantized-16-1";
+
+    /// Lays out a weight on the CPU. It is copied, and may be dropped.
+    ///
+    /// # Errors
+    /// If it is empty or not a matrix, is not on the CPU or of type `Q8K`, which only activations
+    /// have.
+    pub fn new(weight: &QTensor) -> Result<Self> {
+        Panels::new(weight).map(Self)
+    }
+
+    /// Lays out the blocks of a weight as a GGML file has them, without a copy of them between.
+    ///
+    /// # Errors
+    /// If they are not those of such a weight, or of type `Q8K`.
+    pub fn of_blocks(
+        dtype: GgmlDType,
+        outputs: usize,
+        inputs: usize,
+        blocks: &[u8],
+    ) -> Result<Self> {
+        Panels::of_blocks(dtype, outputs, inputs, blocks).map(Self)
+    }
+
+    /// As [`QuantizedWeight::new`] laid out a weight of that type and shape, in place.
+    ///
+    /// # Errors
+    /// If the sections are not as many or not as long as the weight's.
+    pub fn mapped(
+        dtype: GgmlDType,
+        outputs: usize,
+        inputs: usize,
+        sections: &[MappedBytes],
+    ) -> Result<Self> {
+        Panels::found(dtype, outputs, inputs, sections).map(Self)
+    }
+
+    /// The bytes that [`QuantizedWeight::mapped`] takes.
+    pub fn sections(&self) -> Vec<&[u8]> {
+        self.0.sections()
+    }
+}
 
 /// A linear layer over one or more quantized weights; cheap to clone.
 #[derive(Debug, Clone)]
@@ -57,7 +109,16 @@ impl QuantizedLinear {
     /// If there is no weight, one is empty or not a matrix, is not on the CPU or of type `Q8K`
     /// (which only activations have), or if the weights differ in `in`.
     pub fn new(parts: &[QTensor], bias: Option<Tensor>) -> Result<Self> {
-        let parts: Arc<[Panels]> = parts.iter().map(Panels::new).collect::<Result<_>>()?;
+        let parts = parts.iter().map(QuantizedWeight::new);
+        Self::of(parts.collect::<Result<_>>()?, bias)
+    }
+
+    /// As [`QuantizedLinear::new`], of weights that are laid out already.
+    ///
+    /// # Errors
+    /// If there is no weight, or they differ in `in`.
+    pub fn of(parts: Vec<QuantizedWeight>, bias: Option<Tensor>) -> Result<Self> {
+        let parts: Arc<[Panels]> = parts.into_iter().map(|weight| weight.0).collect();
         let Some(first) = parts.first() else {
             bail!("a linear layer needs a weight");
         };

@@ -1,26 +1,29 @@
 //! Weights that are not quantized, f32, f16 or bf16, in panels like the others: read as they are
 //! in the file, and multiplied in f32 with the activations as they come.
 
+use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::super::values::Values;
+use super::layout::{Found, Sections};
 use super::machine::{LANES, Machine};
 use super::product::Weight;
 
 /// A float in a file.
-pub(super) trait Element: std::fmt::Debug + Copy + Default + Send + Sync + 'static {
+pub(super) trait Element: std::fmt::Debug + Default + Pod + Send + Sync {
     fn from_bytes(bytes: &[u8]) -> Self;
     fn to_f32(self) -> f32;
     fn load<M: Machine>(values: &[Self; LANES]) -> M::Floats;
 }
 
 /// The bits of an f16.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(transparent)]
 pub(super) struct F16(u16);
 
 /// The bits of a bf16.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 #[repr(transparent)]
 pub(super) struct Bf16(u16);
 
@@ -70,11 +73,11 @@ impl Element for Bf16 {
 }
 
 /// Panels of floats.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Plain<E: Element> {
     inputs: usize,
     /// `[panels, in, LANES]`
-    values: Vec<[E; LANES]>,
+    values: Values<[E; LANES]>,
 }
 
 impl<E: Element> Plain<E> {
@@ -93,11 +96,18 @@ impl<E: Element> Plain<E> {
                     }
                 }
             });
+        let values = values.into();
         Self { inputs, values }
     }
 
-    pub fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.values)
+    /// As [`Plain::new`] left it in a file, if that is what was found.
+    pub fn found(mut found: Found<'_>, panels: usize, inputs: usize) -> Option<Self> {
+        let values = found.take(panels * inputs)?;
+        Some(Self { inputs, values })
+    }
+
+    pub fn sections(&self) -> Sections<'_> {
+        vec![self.values.as_bytes()]
     }
 
     /// A row of the weight.

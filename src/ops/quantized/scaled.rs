@@ -10,25 +10,27 @@
 use half::f16;
 use rayon::prelude::*;
 
+use super::super::values::Values;
 use super::activations::{Blocks32, UNIT};
 use super::blocks::Block32;
 use super::codes::{Codes, add_unit};
+use super::layout::{Found, Sections};
 use super::machine::{LANES, Machine};
 use super::product::Weight;
 
 /// Panels of blocks of 32.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Scaled<C: Codes> {
     /// Blocks of a row.
     blocks: usize,
     /// `o`; 0 if the codes are signed.
     offset: i32,
     /// `[panels, in / 32]`
-    codes: Vec<C::Lines>,
+    codes: Values<C::Lines>,
     /// 2 if there are minima, else 1.
     factors_per_block: usize,
     /// `[panels, in / 32, factors_per_block, LANES]`, the bits of f16: `d`, then `m`.
-    factors: Vec<[u16; LANES]>,
+    factors: Values<[u16; LANES]>,
 }
 
 /// How a file has the blocks, and what they mean.
@@ -68,14 +70,31 @@ impl<C: Codes> Scaled<C> {
         Self {
             blocks,
             offset: format.offset,
-            codes,
+            codes: codes.into(),
             factors_per_block: per_block,
-            factors,
+            factors: factors.into(),
         }
     }
 
-    pub fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.codes) + size_of_val(&*self.factors)
+    /// As [`Scaled::new`] left it in a file, if that is what was found.
+    pub fn found(
+        mut found: Found<'_>,
+        panels: usize,
+        blocks: usize,
+        format: Format32,
+    ) -> Option<Self> {
+        let factors_per_block = 1 + usize::from(format.has_minima);
+        Some(Self {
+            blocks,
+            offset: format.offset,
+            codes: found.take(panels * blocks)?,
+            factors_per_block,
+            factors: found.take(panels * blocks * factors_per_block)?,
+        })
+    }
+
+    pub fn sections(&self) -> Sections<'_> {
+        vec![self.codes.as_bytes(), self.factors.as_bytes()]
     }
 
     /// A row of the weight, dequantized.

@@ -12,14 +12,16 @@
 use half::f16;
 use rayon::prelude::*;
 
+use super::super::values::Values;
 use super::activations::{Blocks256, SUPER, UNIT, UNITS};
 use super::blocks::Block256;
 use super::codes::{Codes, add_unit};
+use super::layout::{Found, Sections};
 use super::machine::{LANES, Machine};
 use super::product::Weight;
 
 /// Panels of blocks of 256; `SPLIT` if the scales are per 16 inputs, else they are per 32.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Super<C: Codes, const SPLIT: bool> {
     /// Blocks of a row.
     blocks: usize,
@@ -27,11 +29,11 @@ pub(super) struct Super<C: Codes, const SPLIT: bool> {
     offset: i32,
     has_minima: bool,
     /// `[panels, in / 32]`
-    codes: Vec<C::Lines>,
+    codes: Values<C::Lines>,
     /// `[panels, pairs of parts, 1 or 2, LANES, 2]`: `s`, then `m` if there are minima.
-    parts: Vec<[i8; 2 * LANES]>,
+    parts: Values<[i8; 2 * LANES]>,
     /// `[panels, in / 256, 1 or 2, LANES]`, the bits of f16: `d`, then `d_min`.
-    factors: Vec<[u16; LANES]>,
+    factors: Values<[u16; LANES]>,
 }
 
 /// How a file has the blocks, and what they mean.
@@ -84,14 +86,37 @@ impl<C: Codes, const SPLIT: bool> Super<C, SPLIT> {
             blocks,
             offset: format.offset,
             has_minima: format.has_minima,
-            codes,
-            parts,
-            factors,
+            codes: codes.into(),
+            parts: parts.into(),
+            factors: factors.into(),
         }
     }
 
-    pub fn memory_bytes(&self) -> usize {
-        size_of_val(&*self.codes) + size_of_val(&*self.parts) + size_of_val(&*self.factors)
+    /// As [`Super::new`] left it in a file, if that is what was found.
+    pub fn found(
+        mut found: Found<'_>,
+        panels: usize,
+        blocks: usize,
+        format: Format256,
+    ) -> Option<Self> {
+        let total = panels * blocks;
+        let kinds = 1 + usize::from(format.has_minima);
+        Some(Self {
+            blocks,
+            offset: format.offset,
+            has_minima: format.has_minima,
+            codes: found.take(total * UNITS)?,
+            parts: found.take(total * Self::PAIRS * kinds)?,
+            factors: found.take(total * kinds)?,
+        })
+    }
+
+    pub fn sections(&self) -> Sections<'_> {
+        vec![
+            self.codes.as_bytes(),
+            self.parts.as_bytes(),
+            self.factors.as_bytes(),
+        ]
     }
 
     /// A row of the weight, dequantized.

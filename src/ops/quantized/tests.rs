@@ -3,10 +3,11 @@
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::super::testing::Random;
+use super::super::testing::{Random, map_of};
+use super::super::values::{ALIGNMENT, MappedBytes};
 use super::activations::{Blocks32, Blocks256};
 use super::product::Product;
-use super::{QuantizedLinear, machine};
+use super::{QuantizedLinear, QuantizedWeight, machine};
 
 const LEGACY: [GgmlDType; 6] = [
     GgmlDType::Q4_0,
@@ -330,5 +331,58 @@ fn what_does_not_fit_is_an_error() -> Result<()> {
     assert!(linear.apply(&vector).is_err());
     let half = Tensor::zeros((3, 64), DType::F16, &Device::Cpu)?;
     assert!(linear.apply(&half).is_err());
+    Ok(())
+}
+
+/// The sections of a weight in a mapped file, each at a multiple of 64.
+fn in_a_file(weight: &QuantizedWeight) -> Vec<MappedBytes> {
+    let mut bytes = Vec::new();
+    let mut ranges = Vec::new();
+    for section in weight.sections() {
+        bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
+        ranges.push(bytes.len()..bytes.len() + section.len());
+        bytes.extend(section);
+    }
+    let map = map_of(&bytes);
+    let range = |range| MappedBytes::new(&map, range).expect("the file has it");
+    ranges.into_iter().map(range).collect()
+}
+
+#[test]
+fn a_weight_that_is_read_in_place_multiplies_to_the_same_bits() -> Result<()> {
+    let (outputs, inputs) = (37, 512);
+    let x = activation(5, inputs, 3)?;
+    for dtype in all() {
+        let made = QuantizedWeight::new(&weight(dtype, outputs, inputs, 7)?)?;
+        let sections = in_a_file(&made);
+        let found = QuantizedWeight::mapped(dtype, outputs, inputs, &sections)?;
+        let [y, z] = [made, found].map(|weight| QuantizedLinear::of(vec![weight], None));
+        let [y, z] = [y?, z?];
+        assert_eq!(
+            y.apply(&x)?.to_vec2::<f32>()?,
+            z.apply(&x)?.to_vec2::<f32>()?,
+            "{dtype:?}"
+        );
+        assert_eq!(
+            y.rows(&[36], 1.0)?.to_vec2::<f32>()?,
+            z.rows(&[36], 1.0)?.to_vec2::<f32>()?
+        );
+        assert_eq!(y.memory_bytes(), z.memory_bytes());
+
+        let mapped = QuantizedWeight::mapped;
+        assert!(
+            mapped(dtype, outputs + 16, inputs, &sections).is_err(),
+            "{dtype:?}"
+        );
+        assert!(
+            mapped(dtype, outputs, inputs + 256, &sections).is_err(),
+            "{dtype:?}"
+        );
+        assert!(mapped(dtype, outputs, 0, &sections).is_err(), "{dtype:?}");
+        assert!(
+            mapped(dtype, outputs, inputs, &sections[1..]).is_err(),
+            "{dtype:?}"
+        );
+    }
     Ok(())
 }

@@ -4,10 +4,16 @@ use std::{path::PathBuf, sync::Arc};
 
 use candle_core::Device;
 
-use super::{LoadError, LoadStage, Loaded, Loading, ggml_type, read_gguf_text};
+use super::{
+    LoadError, LoadStage, LoadTimes, Loaded, Loading, Stage, canary, ggml_type, plan, prepared,
+    read_gguf_text, sequences::Sequences,
+};
 use crate::{
     cache::SequenceCache,
-    config::{self, Activation, manifest::find_gguf},
+    config::{
+        self, Activation,
+        manifest::{WarmupShape, find_gguf},
+    },
     engine::{
         GenerationEngine, GenerationOptions,
         continuous::{StepForward, StepOutput},
@@ -15,7 +21,7 @@ use crate::{
     generation::{RowStatistics, SchedulerOptions},
     models::{
         self, DecoderBatch, DecoderModel, DecoderOptions, DecoderRow, ForwardError, KvCache,
-        StepLogits,
+        PreparedWeights, StepLogits,
     },
     ops,
     repository::{Runner, ServedDecoder},
@@ -29,34 +35,16 @@ const MAX_PROMPT_LOGITS: usize = 64;
 /// Loads weights and tokenizer, makes the cache, starts the engine.
 pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     let Loading {
-        model,
-        dir,
-        manifest,
-        ..
+        model, manifest, ..
     } = *loading;
     let settings = &manifest.generate;
-    let gguf = find_gguf(dir);
-    let source = gguf.clone().unwrap_or_else(|| dir.to_owned());
-    let options = DecoderOptions {
-        quantize: manifest.quantize.map(ggml_type),
-        max_context: Some(manifest.input.max_tokens).filter(|&tokens| tokens > 0),
-    };
-    let decoder = DecoderModel::load(&source, &options, &Device::Cpu)?;
-    let text = match gguf {
-        Some(path) => read_gguf_text(&path)?,
-        None => GenerationText::load(dir)?,
-    };
-    let text = match &settings.chat_template {
-        None => text,
-        Some(file) => with_template(text, model.dir.join(file))?,
-    };
+    let mut times = LoadTimes::default();
+    let Parts {
+        decoder,
+        prepared,
+        text,
+    } = read_parts(loading, &mut times)?;
     let table = decoder.spec().vocabulary;
-    if text.vocabulary() > table {
-        return Err(LoadError::VocabularySize {
-            tokenizer: text.vocabulary(),
-            weights: table,
-        });
-    }
 
     let cache_type = match settings.cache_type {
         config::CacheType::F32 => ops::CacheType::F32,
@@ -77,12 +65,21 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
             "the cache holds less than one full context; longer requests are refused"
         );
     }
-    let cache = decoder.new_cache(blocks, settings.block_size, cache_type)?;
+    let cache = times.measure(Stage::Engine, || {
+        decoder.new_cache(blocks, settings.block_size, cache_type)
+    })?;
     let weight_bytes = decoder.memory_bytes();
     let memory_bytes = weight_bytes + blocks * block_bytes;
     let mut forward: StepForward = Box::new(move |batch| step(&decoder, &cache, batch));
+    let limits = StepLimits {
+        block_size: settings.block_size,
+        blocks,
+        max_running: settings.max_running,
+        max_step_tokens: settings.max_step_tokens,
+        max_sequence_tokens,
+    };
     (loading.tell)(LoadStage::WarmUp);
-    warm_up(&mut forward, settings.block_size)?;
+    times.measure(Stage::WarmUp, || warm_up(&mut forward, &limits, loading))?;
 
     let generation_metrics = loading.families.generation(&model.name, loading.version);
     let engine = GenerationEngine::start(
@@ -104,6 +101,15 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         },
         forward,
     )?;
+    let sequences = Sequences {
+        text: &text,
+        engine: &engine,
+        max_sequence_tokens,
+    };
+    times.measure(Stage::WarmUp, || sequences.run_prompts(loading))?;
+    let canary = times.measure(Stage::Canary, || {
+        canary::check_or_record(loading, &mut |input| sequences.answer(input))
+    })?;
     let cache = manifest.cache.max_bytes().map(|max_bytes| {
         let metrics = loading.families.cache(&model.name, loading.version);
         let time_to_live = manifest.cache.time_to_live();
@@ -124,6 +130,61 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         activation: Activation::Softmax,
         memory_bytes: memory_bytes as u64,
         weight_bytes: weight_bytes as u64,
+        times,
+        prepared,
+        canary,
+    })
+}
+
+/// What the files of a version become.
+struct Parts {
+    decoder: DecoderModel,
+    prepared: Arc<PreparedWeights>,
+    text: GenerationText,
+}
+
+/// Reads weights and tokenizer, side by side.
+fn read_parts(loading: &Loading<'_>, times: &mut LoadTimes) -> Result<Parts, LoadError> {
+    let Loading {
+        model,
+        dir,
+        manifest,
+        ..
+    } = *loading;
+    let gguf = find_gguf(dir);
+    let source = gguf.clone().unwrap_or_else(|| dir.to_owned());
+    let options = DecoderOptions {
+        quantize: manifest.quantize.map(ggml_type),
+        max_context: Some(manifest.input.max_tokens).filter(|&tokens| tokens > 0),
+    };
+    let (weights, text) = times.weights_and_tokenizer(
+        || {
+            let kind = options.quantize.map(|dtype| format!("quantize {dtype:?}"));
+            let prepared = prepared::open(loading, &source, kind.unwrap_or_default());
+            let decoder = DecoderModel::load_with(&source, &options, &Device::Cpu, &prepared)?;
+            Ok::<_, LoadError>((decoder, prepared))
+        },
+        || match &gguf {
+            Some(path) => read_gguf_text(path),
+            None => Ok(GenerationText::load(dir)?),
+        },
+    )?;
+    let ((decoder, prepared), text) = (weights?, text?);
+    let text = match &manifest.generate.chat_template {
+        None => text,
+        Some(file) => with_template(text, model.dir.join(file))?,
+    };
+    let table = decoder.spec().vocabulary;
+    if text.vocabulary() > table {
+        return Err(LoadError::VocabularySize {
+            tokenizer: text.vocabulary(),
+            weights: table,
+        });
+    }
+    Ok(Parts {
+        decoder,
+        prepared,
+        text,
     })
 }
 
@@ -170,25 +231,81 @@ fn usable_context(loading: &Loading<'_>, decoder: &DecoderModel) -> Result<usize
     Ok(if asked == 0 { context } else { asked })
 }
 
-/// Runs a prompt and a step, so that the first request finds warm memory.
-fn warm_up(forward: &mut StepForward, block_size: usize) -> Result<(), LoadError> {
-    for (first_position, tokens) in [(0, block_size as u32 - 1), (block_size as u32 - 1, 1)] {
-        let output = forward(&DecoderBatch {
-            tokens: vec![0; tokens as usize],
-            rows: vec![DecoderRow {
-                first_position,
-                tokens,
-                blocks: vec![0],
-            }],
-            logit_tokens: vec![tokens - 1],
-        })?;
-        if !output
-            .statistics
-            .iter()
-            .all(|row| row.log_sum_exp.is_finite())
-        {
-            return Err(LoadError::NotFinite);
+/// What a step may hold.
+struct StepLimits {
+    block_size: usize,
+    blocks: usize,
+    max_running: usize,
+    max_step_tokens: usize,
+    max_sequence_tokens: usize,
+}
+
+/// Runs the shapes that will be served, by default a prompt and a step, so that the first request
+/// finds warm memory.
+fn warm_up(
+    forward: &mut StepForward,
+    limits: &StepLimits,
+    loading: &Loading<'_>,
+) -> Result<(), LoadError> {
+    let plan = &loading.manifest.warmup;
+    let shapes = if plan.shapes.is_empty() {
+        let tokens = limits.block_size.min(limits.max_sequence_tokens);
+        let tokens = tokens.min(limits.max_step_tokens);
+        [tokens, 1]
+            .map(|tokens| WarmupShape { rows: 1, tokens })
+            .to_vec()
+    } else {
+        plan.shapes.clone()
+    };
+    plan::run_rounds(plan, &loading.model.name, &shapes, |_, index, shape| {
+        let failed = |reason: String| plan::failed(plan::name_of_shape(index, *shape), reason);
+        let batch = limits.step_of(*shape).map_err(failed)?;
+        let output = forward(&batch).map_err(|error| failed(error.to_string()))?;
+        let rows = output.statistics.iter();
+        if rows.into_iter().all(|row| row.log_sum_exp.is_finite()) {
+            return Ok(());
         }
+        Err(failed(
+            "the output is not finite (NaN or infinity)".to_owned(),
+        ))
+    })
+}
+
+impl StepLimits {
+    /// A step of so many sequences with blocks of their own; the logits of each one's last token
+    /// are wanted.
+    fn step_of(&self, shape: WarmupShape) -> Result<DecoderBatch, String> {
+        let WarmupShape { rows, tokens } = shape;
+        let blocks = tokens.div_ceil(self.block_size);
+        for (found, most, what) in [
+            (rows, self.max_running, "rows (generate.max_running)"),
+            (tokens, self.max_sequence_tokens, "tokens in a row"),
+            (
+                rows.saturating_mul(tokens),
+                self.max_step_tokens,
+                "tokens in a step (generate.max_step_tokens)",
+            ),
+            (
+                rows.saturating_mul(blocks),
+                self.blocks,
+                "blocks (generate.cache_mib)",
+            ),
+        ] {
+            if found > most {
+                return Err(format!("at most {most} {what} are allowed"));
+            }
+        }
+        let (rows, tokens, blocks) = (rows as u32, tokens as u32, blocks as u32);
+        Ok(DecoderBatch {
+            tokens: vec![0; (rows * tokens) as usize],
+            rows: (0..rows)
+                .map(|row| DecoderRow {
+                    first_position: 0,
+                    tokens,
+                    blocks: (row * blocks..(row + 1) * blocks).collect(),
+                })
+                .collect(),
+            logit_tokens: (1..=rows).map(|row| row * tokens - 1).collect(),
+        })
     }
-    Ok(())
 }

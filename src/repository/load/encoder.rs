@@ -1,22 +1,27 @@
 //! Loads a model that answers a row in one forward pass.
 
-use std::{
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use candle_core::Device;
 
-use super::{LoadError, LoadStage, Loaded, Loading, encoder_text, ggml_type};
+use super::{
+    LoadError, LoadStage, LoadTimes, Loaded, Loading, Stage,
+    canary::{self, CanaryOutput},
+    encoder_text, ggml_type, plan, prepared,
+    times::timed,
+};
 use crate::{
     batching::BatchPolicy,
     cache::{CacheOptions, RowCache},
-    config::{Activation, ModelManifest, Pooling, Task, manifest::find_gguf},
+    config::{
+        Activation, ModelManifest, Pooling, Task,
+        manifest::{CanaryInput, WarmupShape, find_gguf},
+    },
     engine::{Engine, EngineOptions, Forward, is_finite},
-    models::{EncoderModel, Head, LoadOptions, PackedBatch},
+    models::{EncoderModel, EncoderSpec, Head, LoadOptions, PackedBatch},
     ops,
     repository::{FoundModel, Runner, ServedEncoder},
+    text::{EncodeOptions, RowInput, TextEncoder},
 };
 
 /// Loads weights and tokenizer, starts the engine, warms it up.
@@ -27,27 +32,45 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         manifest,
         ..
     } = *loading;
-    let encoder = load_encoder(dir, manifest)?;
-    let max_tokens = usable_tokens(model, manifest, &encoder)?;
-    let text = encoder_text(dir, encoder.spec(), max_tokens, manifest.input.truncation)?;
+    let mut times = LoadTimes::default();
+    let source = find_gguf(dir).unwrap_or_else(|| dir.to_owned());
+    let spec = EncoderSpec::read_source(&source)?;
+    let max_tokens = usable_tokens(model, manifest, &spec)?;
+    let (weights, text) = times.weights_and_tokenizer(
+        || {
+            let options = load_options(manifest)?;
+            let kind = options.quantize.map(|dtype| format!("quantize {dtype:?}"));
+            let prepared = prepared::open(loading, &source, kind.unwrap_or_default());
+            let encoder = EncoderModel::load_with(&source, &options, &Device::Cpu, &prepared)?;
+            Ok::<_, LoadError>((encoder, prepared))
+        },
+        || encoder_text(dir, &spec, max_tokens, manifest.input.truncation),
+    )?;
+    let ((encoder, prepared), text) = (weights?, text?);
     let policy = policy_of(manifest);
     policy.validate()?;
 
     let encoder = Arc::new(encoder);
     let runner = Arc::clone(&encoder);
     let forward: Forward = Arc::new(move |batch| runner.forward(batch));
-    let engine = Engine::start(
-        EngineOptions {
+    let start = || {
+        let options = EngineOptions {
             name: model.name.clone(),
             policy,
             instances: manifest.resources.instances,
             metrics: loading.metrics.clone(),
             statistics: Arc::clone(&loading.statistics),
-        },
-        &forward,
-    )?;
+        };
+        Engine::start(options, &forward)
+    };
+    let engine = times.measure(Stage::Engine, start)?;
     (loading.tell)(LoadStage::WarmUp);
-    warm_up(&forward, &engine, max_tokens, manifest)?;
+    times.measure(Stage::WarmUp, || {
+        warm_up(&forward, &engine, max_tokens, loading)
+    })?;
+    let canary = times.measure(Stage::Canary, || {
+        canary::check_or_record(loading, &mut |input| answer(input, &text, &forward))
+    })?;
     let engine = Arc::new(engine);
     let cache = manifest.cache.max_bytes().map(|max_bytes| {
         let options = CacheOptions {
@@ -71,6 +94,9 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         }),
         memory_bytes: encoder.memory_bytes() as u64,
         weight_bytes: encoder.memory_bytes() as u64,
+        times,
+        prepared,
+        canary,
         runner: Runner::Encoder(ServedEncoder {
             text: Arc::new(text),
             engine,
@@ -85,11 +111,15 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
 /// [`LoadError`] when they don't load, or the manifest asks for a head that they lack.
 pub fn load_encoder(dir: &Path, manifest: &ModelManifest) -> Result<EncoderModel, LoadError> {
     let source = find_gguf(dir).unwrap_or_else(|| dir.to_owned());
-    let options = LoadOptions {
+    let options = load_options(manifest)?;
+    Ok(EncoderModel::load(&source, &options, &Device::Cpu)?)
+}
+
+fn load_options(manifest: &ModelManifest) -> Result<LoadOptions, LoadError> {
+    Ok(LoadOptions {
         head: head_of(manifest)?,
         quantize: manifest.quantize.map(ggml_type),
-    };
-    Ok(EncoderModel::load(&source, &options, &Device::Cpu)?)
+    })
 }
 
 /// The head that a manifest asks for.
@@ -117,9 +147,9 @@ pub fn head_of(manifest: &ModelManifest) -> Result<Head, LoadError> {
 fn usable_tokens(
     model: &FoundModel,
     manifest: &ModelManifest,
-    encoder: &EncoderModel,
+    spec: &EncoderSpec,
 ) -> Result<usize, LoadError> {
-    let positions = encoder.spec().max_tokens();
+    let positions = spec.max_tokens();
     let asked = manifest.input.max_tokens;
     let unfit = |key, found: usize, allowed| LoadError::Unfit {
         manifest: model.manifest_path(),
@@ -151,36 +181,107 @@ fn policy_of(manifest: &ModelManifest) -> BatchPolicy {
     }
 }
 
+/// Rows by tokens: enough sizes to tell what a token costs from what a batch does, and few tokens
+/// in all, since nobody is answered meanwhile.
+const SHAPES: [(usize, usize); 4] = [(1, 8), (1, 16), (1, 64), (4, 32)];
+
 /// Runs the shapes that will be served, so that the first request finds warm memory and the run
 /// time model knows what a batch costs.
 fn warm_up(
     forward: &Forward,
     engine: &Engine,
     max_tokens: usize,
-    manifest: &ModelManifest,
+    loading: &Loading<'_>,
 ) -> Result<(), LoadError> {
-    const SHAPES: [(usize, usize); 6] = [(1, 8), (1, 16), (1, 64), (4, 32), (8, 64), (16, 32)];
-    for round in 0..2 {
-        for (rows, tokens) in SHAPES {
+    let plan = &loading.manifest.warmup;
+    let shapes = shapes(loading, max_tokens)?;
+    if let Some(first) = shapes.first().filter(|_| plan.rounds > 0) {
+        // This one pays for page faults and thread starts; its time would mislead the model.
+        run_shape(forward, 0, *first)?;
+    }
+    plan::run_rounds(plan, &loading.model.name, &shapes, |_, index, shape| {
+        let (batch, took) = run_shape(forward, index, *shape)?;
+        if took > Duration::ZERO {
+            engine.teach(batch.tokens().len(), batch.sum_len_squared(), took);
+        }
+        Ok(())
+    })
+}
+
+/// The manifest's shapes, if they can be batches, or those of [`SHAPES`] that can.
+fn shapes(loading: &Loading<'_>, max_tokens: usize) -> Result<Vec<WarmupShape>, LoadError> {
+    let (batching, plan) = (&loading.manifest.batching, &loading.manifest.warmup);
+    if plan.shapes.is_empty() {
+        let shape = |(rows, tokens): (usize, usize)| {
             let tokens = tokens.min(max_tokens);
-            let rows = rows
-                .min(manifest.batching.max_rows)
-                .min(manifest.batching.max_tokens / tokens);
-            let mut batch = PackedBatch::with_capacity(rows, rows * tokens);
-            for _ in 0..rows {
-                batch.push_row(&vec![0; tokens], None);
+            let most = batching.max_rows.min(batching.max_tokens / tokens);
+            WarmupShape {
+                rows: rows.min(most),
+                tokens,
             }
-            let began = Instant::now();
-            let outputs = forward(&batch)?;
-            let took = began.elapsed();
-            if !outputs.iter().all(is_finite) {
-                return Err(LoadError::NotFinite);
-            }
-            // The first round pays for page faults and thread starts; it would mislead the model.
-            if round > 0 && took > Duration::ZERO {
-                engine.teach(batch.tokens().len(), batch.sum_len_squared(), took);
+        };
+        return Ok(SHAPES.map(shape).to_vec());
+    }
+    for (index, &shape) in plan.shapes.iter().enumerate() {
+        let WarmupShape { rows, tokens } = shape;
+        let allowed = [
+            (tokens, max_tokens, "tokens in a row"),
+            (rows, batching.max_rows, "rows (batching.max_rows)"),
+            (
+                rows.saturating_mul(tokens),
+                batching.max_tokens,
+                "tokens (batching.max_tokens)",
+            ),
+        ];
+        for (found, most, what) in allowed {
+            if found > most {
+                let reason = format!("at most {most} {what} are allowed");
+                return Err(plan::failed(plan::name_of_shape(index, shape), reason));
             }
         }
     }
-    Ok(())
+    Ok(plan.shapes.clone())
+}
+
+fn run_shape(
+    forward: &Forward,
+    index: usize,
+    shape: WarmupShape,
+) -> Result<(PackedBatch, Duration), LoadError> {
+    let WarmupShape { rows, tokens } = shape;
+    let mut batch = PackedBatch::with_capacity(rows, rows * tokens);
+    for _ in 0..rows {
+        batch.push_row(&vec![0; tokens], None);
+    }
+    let (outputs, took) = timed(|| forward(&batch));
+    let name = || plan::name_of_shape(index, shape);
+    let outputs = outputs.map_err(|error| plan::failed(name(), error))?;
+    if !outputs.iter().all(is_finite) {
+        return Err(plan::failed(
+            name(),
+            "the output is not finite (NaN or infinity)",
+        ));
+    }
+    Ok((batch, took))
+}
+
+/// What the model says of a canary's input.
+fn answer(
+    input: &CanaryInput,
+    text: &TextEncoder,
+    forward: &Forward,
+) -> Result<CanaryOutput, String> {
+    let row = match &input.query {
+        Some(query) => RowInput::Pair(query.clone(), input.text.clone()),
+        None => RowInput::Text(input.text.clone()),
+    };
+    let row = text.encode(&row, EncodeOptions::default());
+    let row = row.map_err(|error| error.to_string())?;
+    let mut batch = PackedBatch::with_capacity(1, row.ids.len());
+    batch.push_row(&row.ids, Some(&row.type_ids));
+    let outputs = forward(&batch).map_err(|error| error.to_string())?;
+    let output = outputs.into_iter().next();
+    output
+        .map(Into::into)
+        .ok_or_else(|| "there is no output".to_owned())
 }

@@ -1,8 +1,14 @@
 //! Loads one version: manifest, weights, tokenizer, engine, warm-up.
 
+mod canary;
 mod decoder;
 mod encoder;
 mod infer;
+mod plan;
+mod prepared;
+mod sequences;
+mod settings;
+mod times;
 mod vocabulary;
 
 use std::{
@@ -19,13 +25,17 @@ use crate::{
     batching::PolicyError,
     config::{Activation, ConfigError, ModelManifest, Quantize, Task},
     engine::continuous,
-    models::{self, ForwardError},
+    models::{self, ForwardError, PreparedWeights},
     telemetry::{Metrics, ModelMetrics, ModelStatistics, Traffic},
     text::{ChatError, TokenizerError, VocabularyError},
 };
 
+pub use canary::CanaryDone;
 pub use encoder::{head_of, load_encoder};
 pub use infer::infer_manifest;
+pub use prepared::PreparedUse;
+pub use settings::{CanaryUse, LoadSettings, PreparedPlace, Upkeep};
+pub use times::{LoadTimes, Stage};
 pub use vocabulary::{encoder_text, read_gguf_text};
 
 /// Why a version can't be served.
@@ -92,9 +102,43 @@ pub enum LoadError {
     /// The model loaded and then failed on its first input.
     #[error("warm-up failed: {0}")]
     WarmUp(#[from] ForwardError),
-    /// The model loaded and its output is not a number.
-    #[error("warm-up failed: the output is not finite (NaN or infinity)")]
-    NotFinite,
+    /// An entry of the warm-up plan can't run, or fails.
+    #[error("{entry}: {reason}")]
+    WarmUpEntry {
+        /// Which one.
+        entry: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The version answers otherwise than was recorded.
+    #[error("{}, entry {index} ({input}): {figures}; if that is meant to be, record anew with `ferry warm --record`", path.display())]
+    Canary {
+        /// The record.
+        path: PathBuf,
+        /// Which of its entries.
+        index: usize,
+        /// The beginning of its text.
+        input: String,
+        /// How far the output is from the recorded one.
+        figures: String,
+    },
+    /// The record of outputs can't be read or written.
+    #[error("{}: {reason}", path.display())]
+    CanaryFile {
+        /// The record.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The manifest asks for a record that isn't there.
+    #[error("no {}, and warmup.canary.required is set; record it with `ferry warm --record`", path.display())]
+    NoCanary {
+        /// The record.
+        path: PathBuf,
+    },
+    /// Prepared weights can't be written.
+    #[error("prepared weights: {0}")]
+    Prepared(#[from] models::prepared::WriteError),
 }
 
 /// What the kinds of models have in common while they are loaded.
@@ -110,6 +154,7 @@ struct Loading<'a> {
     version: &'a str,
     /// Told how far the load has come.
     tell: &'a dyn Fn(LoadStage),
+    settings: &'a LoadSettings,
 }
 
 /// What is loaded of a model.
@@ -120,6 +165,9 @@ struct Loaded {
     activation: Activation,
     memory_bytes: u64,
     weight_bytes: u64,
+    times: LoadTimes,
+    prepared: Arc<PreparedWeights>,
+    canary: CanaryDone,
 }
 
 /// How far a load has come.
@@ -133,12 +181,16 @@ pub enum LoadStage {
 ///
 /// # Errors
 /// [`LoadError`] says what is wrong with which file.
-pub fn load_model(model: &FoundModel, metrics: &Metrics) -> Result<ServedModel, LoadError> {
+pub fn load_model(
+    model: &FoundModel,
+    metrics: &Metrics,
+    settings: &LoadSettings,
+) -> Result<ServedModel, LoadError> {
     let newest = *model
         .versions
         .last()
         .ok_or_else(|| LoadError::NoVersion(model.dir.clone()))?;
-    load_version(model, newest, metrics, &|_| {})
+    load_version(model, newest, metrics, settings, &|_| {})
 }
 
 /// Loads a version of `model` and warms it up, telling how far it has come.
@@ -149,6 +201,7 @@ pub fn load_version(
     model: &FoundModel,
     version: u64,
     metrics: &Metrics,
+    settings: &LoadSettings,
     tell: &dyn Fn(LoadStage),
 ) -> Result<ServedModel, LoadError> {
     let started = Instant::now();
@@ -168,11 +221,14 @@ pub fn load_version(
         families: metrics,
         version: &version,
         tell,
+        settings,
     };
     let loaded = match manifest.task {
         Task::Generate => decoder::load(&loading)?,
         _ => encoder::load(&loading)?,
     };
+    let prepared = prepared::keep(&loading, loaded.prepared)?;
+    tracing::info!(model = model.name, version, times = %loaded.times, "loaded");
     let (metrics, statistics) = (loading.metrics.clone(), Arc::clone(&loading.statistics));
     Ok(ServedModel {
         name: model.name.clone(),
@@ -189,6 +245,9 @@ pub fn load_version(
         traffic: Traffic::default(),
         mirror: ArcSwapOption::empty(),
         load_time: started.elapsed(),
+        load_times: loaded.times,
+        prepared,
+        canary: loaded.canary,
         loaded_at: SystemTime::now(),
         lease: Lease::default(),
     })

@@ -10,14 +10,15 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
+use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 /// Outputs of a panel.
 pub(super) const LANES: usize = 16;
 
 /// The bytes of a group for all outputs of a panel: one cache line.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[repr(align(64))]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C, align(64))]
 pub(super) struct Line(pub [u8; 4 * LANES]);
 
 /// Vectors over the outputs of a panel. `bits` is how many bits the codes have, a constant at each

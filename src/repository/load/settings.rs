@@ -1,0 +1,72 @@
+//! What a load is told besides the model: where prepared weights are, and what becomes of them.
+
+use std::path::PathBuf;
+
+use crate::config::server::{ModelsConfig, PreparedWeights};
+
+/// How versions are loaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadSettings {
+    /// Where prepared weights are.
+    pub prepared: PreparedPlace,
+    /// When they are written.
+    pub upkeep: Upkeep,
+    /// What happens to the recorded outputs.
+    pub canary: CanaryUse,
+}
+
+impl LoadSettings {
+    /// As a server with this configuration loads them.
+    pub fn of(config: &ModelsConfig) -> Self {
+        Self {
+            prepared: PreparedPlace::of(config),
+            ..Self::default()
+        }
+    }
+}
+
+/// Where prepared weights are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum PreparedPlace {
+    /// Nowhere: every load lays its weights out anew.
+    Off,
+    /// In the version's folder, in `.ferry`.
+    #[default]
+    BesideVersion,
+    /// In a folder of their own, below the model's and the version's name.
+    In(PathBuf),
+}
+
+impl PreparedPlace {
+    /// Where the server's configuration wants them.
+    pub fn of(config: &ModelsConfig) -> Self {
+        match &config.prepared_directory {
+            _ if config.prepared == PreparedWeights::Off => Self::Off,
+            Some(folder) => Self::In(folder.clone()),
+            None => Self::BesideVersion,
+        }
+    }
+}
+
+/// When prepared weights that are missing or outdated are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Upkeep {
+    /// Once the version is loaded, beside its first requests; not those of a model so small that
+    /// laying it out takes no time.
+    #[default]
+    Behind,
+    /// Before the load ends, which fails if they can't be.
+    AtOnce,
+    /// Not at all.
+    Never,
+}
+
+/// What happens to the recorded outputs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CanaryUse {
+    /// They are compared with.
+    #[default]
+    Check,
+    /// They are recorded anew.
+    Record,
+}

@@ -31,7 +31,7 @@ use super::{
 const CLEAR: f64 = 1.0;
 
 /// Tokens of each golden text that are generated again.
-const TOKENS: usize = 24;
+const TOKENS: usize = 16;
 
 /// A folder with a quantized model.
 struct Written {
@@ -453,9 +453,12 @@ fn greedy_text_of_quantized_files_is_that_of_llama_cpp_but_for_near_ties() {
         let name = golden["name"].as_str().unwrap();
         let decoder = Decoder::load(&written.file(), 64, CacheType::F16);
         let text = read_gguf_text(&written.file()).unwrap();
-        let cases = golden["prompts"].as_array().unwrap();
+        // `FERRY_EVERY_PROMPT=1` for all of them, which takes minutes without optimization.
+        let every = std::env::var_os("FERRY_EVERY_PROMPT").is_some();
+        let cases = golden["prompts"].as_array().unwrap().iter();
+        let cases: Vec<&Value> = cases.step_by(if every { 1 } else { 3 }).collect();
         let mut whole = 0;
-        for case in cases {
+        for &case in &cases {
             let ids: Vec<u32> = read(&case["ids"]);
             let mut expected: Vec<u32> = read(&case["greedy"]);
             expected.truncate(TOKENS);

@@ -332,29 +332,29 @@ fn print_job(job: &Job, json: bool) -> Result<(), Failure> {
         println!("{}", String::from_utf8(to_json(job, "ferry.v1.Job")?)?);
         return Ok(());
     }
-    let row = |name: &str, value: String| {
-        if !value.is_empty() {
-            println!("{name:<12} {value}");
-        }
+    let mut out = std::io::stdout().lock();
+    let mut row = |name: &str, value: String| match value.as_str() {
+        "" => Ok(()),
+        value => writeln!(out, "{name:<12} {value}"),
     };
-    row("job", job.id.clone());
-    row("label", job.label.clone());
-    row("state", state_name(job.state()).to_owned());
+    row("job", job.id.clone())?;
+    row("label", job.label.clone())?;
+    row("state", state_name(job.state()).to_owned())?;
     let mut rows = format!("{} of {} ended", ended_rows(job), job.rows);
     for (count, what) in [(job.failed_rows, "failed"), (job.not_run_rows, "not run")] {
         if count > 0 {
             rows = format!("{rows}, {count} {what}");
         }
     }
-    row("rows", rows);
-    row("waits for", job.waiting_for.clone());
-    row("tenant", job.tenant.clone());
+    row("rows", rows)?;
+    row("waits for", job.waiting_for.clone())?;
+    row("tenant", job.tenant.clone())?;
     let mut metadata: Vec<_> = job.metadata.iter().collect();
     metadata.sort();
     for (key, value) in metadata {
-        row("metadata", format!("{key}={value}"));
+        row("metadata", format!("{key}={value}"))?;
     }
-    row("on disk", format!("{} KiB", job.bytes.div_ceil(1024)));
+    row("on disk", format!("{} KiB", job.bytes.div_ceil(1024)))?;
     for (name, time) in [
         ("created", &job.created),
         ("started", &job.started),
@@ -365,10 +365,10 @@ fn print_job(job: &Job, json: bool) -> Result<(), Failure> {
         row(
             name,
             time.as_ref().filter(|_| told).map_or_else(String::new, ago),
-        );
+        )?;
     }
     for fault in &job.faults {
-        row("fault", format!("line {}: {}", fault.line, fault.message));
+        row("fault", format!("line {}: {}", fault.line, fault.message))?;
     }
     Ok(())
 }

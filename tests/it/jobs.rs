@@ -30,7 +30,7 @@ const EMBED: &str = "tiny-bert-embed";
 /// A server that keeps jobs in `kept`.
 async fn serving(models: TempDir, kept: &Path, change: impl FnOnce(&mut ServerConfig)) -> Running {
     Running::serving(models, |config| {
-        config.jobs.directory = kept.to_owned();
+        kept.clone_into(&mut config.jobs.directory);
         change(config);
     })
     .await

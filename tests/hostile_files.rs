@@ -324,7 +324,7 @@ fn a_hundred_damaged_files_of_each_kind_load_or_are_refused_within_their_own_siz
             most = most.max(peak);
             let case = format!("{} {round}, {how}", subject.name);
             match outcome {
-                Err(_) => panic!("{case}: still loading after {PATIENCE:?}"),
+                Err(late) => panic!("{case}: still loading after {PATIENCE:?} ({late})"),
                 Ok(Err(())) => wrong.push(format!("{case}: a panic")),
                 Ok(Ok(Ok(()))) => loaded += 1,
                 Ok(Ok(Err(_))) => {}

@@ -112,12 +112,9 @@ impl Admission {
     ) -> Option<Vec<Option<AnsweredRow>>> {
         let began = Instant::now();
         let account = CopyAccount::open(other, mirror, began);
-        let mut boarded = match self.line_up(Arc::clone(other), call, copied(began)).await {
-            Ok(boarded) => boarded,
-            Err(_) => {
-                account.close(Outcome::Internal);
-                return None;
-            }
+        let Ok(mut boarded) = self.line_up(Arc::clone(other), call, copied(began)).await else {
+            account.close(Outcome::Internal);
+            return None;
         };
         let rows: Vec<_> = boarded.all().await.into_iter().map(Result::ok).collect();
         let any = rows.iter().any(Option::is_some);

@@ -4,7 +4,7 @@
 //! A weight that the file has in f32, f16 or bf16 becomes f32, or is quantized at load if that is
 //! asked for; one that the file has quantized stays as it is.
 
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 
 use super::error::LoadError;
@@ -226,10 +226,8 @@ impl<'a> Loader<'a> {
                 }
                 (Form::Quantized(_), _) => {
                     let values = self.source.values(&plan.name)?;
-                    let bytes = encode(&values, inputs, dtype, None)?;
-                    drop(values);
-                    let storage = QStorage::from_data(bytes.into(), self.device, dtype)?;
-                    QuantizedWeight::new(&QTensor::new(storage, plan.shape.clone())?)?
+                    let blocks = encode(&values, inputs, dtype, None)?;
+                    QuantizedWeight::of_blocks(dtype, outputs, inputs, &blocks)?
                 }
                 _ => {
                     let values = self.source.values(&plan.name)?;

@@ -55,20 +55,17 @@ fn follow(
             continue;
         };
         for name in changed(followed, &last_look, &seen) {
-            match seen.get(&name) {
-                Some(fingerprint) => {
-                    followed.insert(name.clone(), *fingerprint);
-                    if wanted(&name) {
-                        tracing::info!(model = name, "its folder has changed");
-                        // Why it failed is in its state and in the log.
-                        let _ = repository.load(&name, None);
-                    }
+            if let Some(fingerprint) = seen.get(&name) {
+                followed.insert(name.clone(), *fingerprint);
+                if wanted(&name) {
+                    tracing::info!(model = name, "its folder has changed");
+                    // Why it failed is in its state and in the log.
+                    let _ = repository.load(&name, None);
                 }
-                None => {
-                    followed.remove(&name);
-                    tracing::info!(model = name, "its folder is gone");
-                    let _ = repository.unload(&name, None);
-                }
+            } else {
+                followed.remove(&name);
+                tracing::info!(model = name, "its folder is gone");
+                let _ = repository.unload(&name, None);
             }
         }
         last_look = seen;

@@ -170,10 +170,10 @@ pub(super) fn in_figures(evidence: &Evidence) -> String {
 }
 
 fn take(repository: &Repository, name: &str, entry: &ModelEntry, step: Step) {
-    let reason = |action, reason| Reason {
+    let reason = |action, why| Reason {
         action,
         by: "rollout",
-        reason,
+        why,
     };
     let done = match step {
         Step::RollBack(why) => {

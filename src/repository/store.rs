@@ -36,7 +36,7 @@ use crate::{
         server::{ModelControl, ModelsConfig},
     },
     error::RequestError,
-    telemetry::Metrics,
+    telemetry::{Metrics, Traffic},
 };
 
 /// The models of one repository folder.
@@ -85,7 +85,7 @@ pub struct Swap {
 pub(super) struct Reason {
     pub action: &'static str,
     pub by: &'static str,
-    pub reason: String,
+    pub why: String,
 }
 
 impl Repository {
@@ -207,7 +207,7 @@ impl Repository {
             Reason {
                 action: "swap",
                 by: "operator",
-                reason: "asked for".to_owned(),
+                why: "asked for".to_owned(),
             },
         )
     }
@@ -273,7 +273,7 @@ impl Repository {
             let reason = Reason {
                 action: "route",
                 by: "operator",
-                reason: describe(&entry.route),
+                why: describe(&entry.route),
             };
             let about = entry.route.candidate().or(entry.route.stable);
             decide(name, entry, about.unwrap_or(0), reason);
@@ -329,7 +329,7 @@ impl Repository {
                 let reason = Reason {
                     action: "refuse",
                     by: "operator",
-                    reason: format!("{why}; {figures}"),
+                    why: format!("{why}; {figures}"),
                 };
                 self.change_route(name, trial.candidate, reason, |_| {})?;
                 return Err(RequestError::Refused { what });
@@ -340,7 +340,7 @@ impl Repository {
             Reason {
                 action: "promote",
                 by: "operator",
-                reason: "asked for".to_owned(),
+                why: "asked for".to_owned(),
             },
         )
     }
@@ -381,7 +381,7 @@ impl Repository {
             Reason {
                 action: "rollback",
                 by: "operator",
-                reason: "asked for".to_owned(),
+                why: "asked for".to_owned(),
             },
         )
     }
@@ -580,7 +580,7 @@ impl Repository {
     /// Loads what the manifest asks for, and routes by it.
     fn load_selected(&self, found: &FoundModel) -> Result<Arc<ServedModel>, RequestError> {
         let name = &found.name;
-        let manifest = match self.manifest_of(found) {
+        let manifest = match manifest_of(found) {
             Ok(manifest) => manifest,
             Err(error) => return Err(self.failed(name, found.versions.last().copied(), &error)),
         };
@@ -645,15 +645,6 @@ impl Repository {
             Some(error) => Err(error),
             None => self.find(name, "", None),
         }
-    }
-
-    /// The manifest, for the newest version where the files beside the weights say what it is.
-    fn manifest_of(&self, found: &FoundModel) -> Result<ModelManifest, LoadError> {
-        let newest = found
-            .versions
-            .last()
-            .ok_or_else(|| LoadError::NoVersion(found.dir.clone()))?;
-        read_manifest(found, &found.version_dir(*newest))
     }
 
     /// Loads one version to ready. The caller holds the model's operation.
@@ -803,10 +794,7 @@ impl Repository {
         let last_use = |entry: &ModelEntry| {
             let ready = || entry.all_ready().map(|(_, served)| &served.traffic);
             let idle = ready().all(|traffic| traffic.in_flight() == 0);
-            ready()
-                .map(|traffic| traffic.last_used_ms())
-                .max()
-                .filter(|_| idle)
+            ready().map(Traffic::last_used_ms).max().filter(|_| idle)
         };
         let mut idle: Vec<_> = table
             .iter()
@@ -935,6 +923,15 @@ impl Drop for Reserved {
     }
 }
 
+/// The manifest, for the newest version where the files beside the weights say what it is.
+fn manifest_of(found: &FoundModel) -> Result<ModelManifest, LoadError> {
+    let newest = found
+        .versions
+        .last()
+        .ok_or_else(|| LoadError::NoVersion(found.dir.clone()))?;
+    read_manifest(found, &found.version_dir(*newest))
+}
+
 /// The route that a manifest asks for, or what was kept of an earlier run.
 fn asked_route(manifest: &ModelManifest, kept: Option<Route>) -> Route {
     if let Some(kept) = kept {
@@ -1046,7 +1043,11 @@ fn leave(entry: &mut ModelEntry, version: u64, why: &str) {
 
 /// Remembers and logs a change of the route.
 fn decide(name: &str, entry: &mut ModelEntry, version: u64, reason: Reason) {
-    let Reason { action, by, reason } = reason;
+    let Reason {
+        action,
+        by,
+        why: reason,
+    } = reason;
     tracing::info!(
         model = name,
         version,

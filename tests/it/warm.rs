@@ -62,7 +62,10 @@ fn encoder_bits(version: &Path, prepared: &Arc<PreparedWeights>) -> Vec<u32> {
         normalize: true,
         dimension: None,
     };
-    let options = LoadOptions { head };
+    let options = LoadOptions {
+        head,
+        quantize: None,
+    };
     let model = EncoderModel::load_with(version, &options, &Device::Cpu, prepared).unwrap();
     let mut batch = PackedBatch::with_capacity(2, 12);
     batch.push_row(&[3, 1, 4, 1, 5, 9, 2, 6], None);

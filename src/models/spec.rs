@@ -82,6 +82,11 @@ impl EncoderSpec {
     /// # Errors
     /// As [`EncoderSpec::read`].
     pub fn read_source(source: &Path) -> Result<Self, LoadError> {
+        if source.join("config.json").is_file() {
+            // Before the weights are looked for: what the folder says it is tells more than what it
+            // lacks.
+            return Self::read(source);
+        }
         Self::of(&Source::open(source)?)
     }
 

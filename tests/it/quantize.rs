@@ -414,7 +414,7 @@ fn with_llama_cpp(prefix: &[&str]) -> Vec<(Value, Written)> {
         let dtype = type_named(golden["type"].as_str().unwrap()).unwrap();
         let written = Written::of(&input, dtype);
         let hash = Sha256::digest(std::fs::read(written.file()).unwrap());
-        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = format!("{hash:x}");
         assert_eq!(
             hash,
             golden["sha256"].as_str().unwrap(),

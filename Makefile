@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 
-.PHONY: run models test test-rust test-clients test-deploy lint docs bench
+.PHONY: binary run models test test-rust test-clients test-deploy lint docs bench
 
 # Fetch the models, build, and serve them.
 run: models
@@ -17,13 +17,13 @@ test: models test-rust test-clients test-deploy
 test-rust:
 	cargo test
 
-test-clients:
-	cargo build
+# The binary comes with the tests; building it alone would build its dependencies once more, without
+# what the tests want of them.
+test-clients: binary
 	$(PYTHON) tests/clients/run.py --ferry target/debug/ferry --models models
 
 # Dockerfiles and manifests, as far as that goes without an engine and a cluster.
-test-deploy:
-	cargo build
+test-deploy: binary
 	$(PYTHON) deploy/check.py --ferry target/debug/ferry
 
 lint:
@@ -36,3 +36,6 @@ docs:
 # The figures of docs/performance.md.
 bench:
 	cargo run --release -- bench --clients 1,8,32
+
+binary:
+	cargo test --no-run

@@ -80,8 +80,7 @@ def make_versions(options, name, folder):
 
 def measure(options, name, folder):
     (admin_port,) = run.free_ports(1)
-    server_options = ("--model", name, "--admin-port", str(admin_port))
-    with run.Server(options.ferry, folder, options=server_options) as server:
+    with run.Server(options.ferry, folder, options=("--model", name), admin_port=admin_port) as server:
         load = Load(server.http, name, options)
         load.start()
         time.sleep(2.0)

@@ -111,14 +111,14 @@ def free_ports(count):
 class Server:
     """A running `ferry serve`; nothing of it is left when the block ends."""
 
-    def __init__(self, binary, models, ready_timeout_s=120.0, options=()):
+    def __init__(self, binary, models, ready_timeout_s=120.0, options=(), admin_port=0):
         grpc_port, http_port = free_ports(2)
         self.grpc, self.http = f"127.0.0.1:{grpc_port}", f"http://127.0.0.1:{http_port}"
         self.log_path = ROOT / "target" / "clients-server.log"
         self.ready_timeout_s = ready_timeout_s
         self.command = [
             str(binary.resolve()), "serve", "--models", str(models),
-            "--grpc-port", str(grpc_port), "--http-port", str(http_port), "--admin-port", "0",
+            "--grpc-port", str(grpc_port), "--http-port", str(http_port), "--admin-port", str(admin_port),
             *options,
         ]
 

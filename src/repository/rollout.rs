@@ -80,8 +80,7 @@ enum Step {
 struct Window {
     trial: Arc<Trial>,
     began: Instant,
-    stable: TrafficReading,
-    candidate: TrafficReading,
+    baseline: Baseline,
     /// Windows in a row that held.
     held: u32,
 }
@@ -91,24 +90,17 @@ impl Window {
         Self {
             trial: Arc::clone(trial),
             began: now,
-            stable: read(entry, trial.stable),
-            candidate: read(entry, trial.candidate),
+            baseline: Baseline {
+                stable: read(entry, trial.stable),
+                candidate: read(entry, trial.candidate),
+            },
             held: 0,
         }
     }
 
     /// What the candidate's answers since the window began lead to.
     fn judge(&mut self, entry: &ModelEntry, rules: &RolloutConfig, now: Instant) -> Option<Step> {
-        let seen = |version, earlier: &TrafficReading| {
-            let since = read(entry, version).since(earlier);
-            Seen::new(since.answered, since.failed, since.quantile(0.99))
-        };
-        let evidence = Evidence {
-            stable: seen(self.trial.stable, &self.stable),
-            candidate: seen(self.trial.candidate, &self.candidate),
-            compared: self.trial.counts().mirrored,
-            agreement: self.trial.agreement(),
-        };
+        let evidence = evidence(&self.trial, entry, &self.baseline);
         match judge(rules, &evidence) {
             Verdict::Broken(broken) => Some(Step::RollBack(format!(
                 "{broken}; {}",
@@ -142,6 +134,33 @@ fn read(entry: &ModelEntry, version: u64) -> TrafficReading {
     entry
         .ready(version)
         .map_or_else(TrafficReading::default, |served| served.traffic.read())
+}
+
+/// What both versions of a trial had been asked before it counts.
+#[derive(Debug, Default)]
+pub(super) struct Baseline {
+    stable: TrafficReading,
+    candidate: TrafficReading,
+}
+
+/// What is known of a candidate since `baseline`.
+pub(super) fn evidence(trial: &Trial, entry: &ModelEntry, baseline: &Baseline) -> Evidence {
+    let seen = |version, earlier: &TrafficReading| {
+        let since = read(entry, version).since(earlier);
+        Seen::new(since.answered, since.failed, since.quantile(0.99))
+    };
+    let mut candidate = seen(trial.candidate, &baseline.candidate);
+    let canary = entry.route.canary;
+    if canary.is_none_or(|canary| canary.version != trial.candidate) {
+        // A shadow's copies wait behind everything else: their time says nothing of the version.
+        candidate.p99_ms = None;
+    }
+    Evidence {
+        stable: seen(trial.stable, &baseline.stable),
+        candidate,
+        compared: trial.counts().mirrored,
+        agreement: trial.agreement(),
+    }
 }
 
 /// The figures of a decision, for the log.

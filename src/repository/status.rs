@@ -5,8 +5,9 @@ use std::time::UNIX_EPOCH;
 use serde::Serialize;
 
 use super::{
-    Decision, Evidence, MirrorCounts, Repository, Route, Seen, VersionState,
+    Decision, Evidence, MirrorCounts, Repository, Route, VersionState,
     mirror::Trial,
+    rollout::{Baseline, evidence},
     table::{ModelEntry, VersionEntry},
 };
 
@@ -189,23 +190,7 @@ fn of_trial(trial: &Trial, entry: &ModelEntry) -> TrialStatus {
         stable: trial.stable,
         candidate: trial.candidate,
         copies: trial.counts(),
-        evidence: evidence(trial, entry),
+        evidence: evidence(trial, entry, &Baseline::default()),
         comparison: serde_json::to_value(trial.figures()).unwrap_or_default(),
-    }
-}
-
-/// What is known of a candidate since both versions were loaded.
-pub(super) fn evidence(trial: &Trial, entry: &ModelEntry) -> Evidence {
-    let seen = |version| {
-        entry.ready(version).map_or(Seen::default(), |served| {
-            let traffic = served.traffic.read();
-            Seen::new(traffic.answered, traffic.failed, traffic.quantile(0.99))
-        })
-    };
-    Evidence {
-        stable: seen(trial.stable),
-        candidate: seen(trial.candidate),
-        compared: trial.counts().mirrored,
-        agreement: trial.agreement(),
     }
 }

@@ -23,10 +23,9 @@ use super::{
     load::{LoadSettings, LoadStage, load_version, read_manifest},
     memory::{self, NoMemory},
     mirror::{Mirror, Trial},
-    rollout::in_figures,
+    rollout::{Baseline, evidence, in_figures},
     route::{Route, RouteChange, Share},
     state_file,
-    status::evidence,
     table::{Decision, ModelEntry, Table, VersionState, only_one, unknown},
     verdict::{Verdict, judge},
 };
@@ -311,7 +310,7 @@ impl Repository {
         if let (Some(trial), Some(stable)) = (&entry.trial, entry.stable())
             && !force
         {
-            let evidence = evidence(trial, &entry);
+            let evidence = evidence(trial, &entry, &Baseline::default());
             let why = match judge(&stable.manifest.rollout, &evidence) {
                 Verdict::Holds => None,
                 Verdict::Broken(broken) => Some(broken.to_string()),

@@ -91,6 +91,8 @@ impl GgufWriter {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
+        // A new version's folder is made with its file.
+        std::fs::create_dir_all(folder)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(".quantize-");
         #[cfg(unix)]

@@ -5,10 +5,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use super::ServedModel;
+use super::{ServedModel, table::ModelEntry};
 use crate::{
     quality::comparison::{Comparison, Figures},
-    telemetry::TrialMetrics,
+    telemetry::{Metrics, TrialMetrics},
 };
 
 /// A candidate beside the stable version, for as long as the two stay the same.
@@ -150,5 +150,48 @@ impl Mirror {
             return None;
         }
         Some(other)
+    }
+}
+
+/// Sets who mirrors to whom: the stable version to the shadow, the canary to the stable version.
+pub(super) fn wire(name: &str, entry: &mut ModelEntry, metrics: &Metrics) {
+    let route = entry.route.clone();
+    let stable = entry.stable().cloned();
+    let candidate = route.candidate().and_then(|version| entry.ready(version));
+    let (Some(stable), Some(candidate)) = (stable, candidate.cloned()) else {
+        entry.trial = None;
+        for (_, served) in entry.all_ready() {
+            served.mirror.store(None);
+        }
+        return;
+    };
+    let pair = (stable.number(), candidate.number());
+    let trial = match &entry.trial {
+        Some(trial) if (trial.stable, trial.candidate) == pair => Arc::clone(trial),
+        _ => {
+            let metrics = metrics.trial(name, &stable.version, &candidate.version);
+            Arc::new(Trial::new(&stable, &candidate, metrics))
+        }
+    };
+    entry.trial = Some(Arc::clone(&trial));
+    for (version, served) in entry.all_ready() {
+        let mirror = if version == pair.0
+            && let Some(shadow) = route.shadow.filter(|shadow| shadow.version == pair.1)
+        {
+            Some((&candidate, shadow.percent, true))
+        } else if version == pair.1 && route.canary.is_some() {
+            Some((&stable, stable.manifest.rollout.compare_percent, false))
+        } else {
+            None
+        };
+        let mirror = mirror.map(|(other, percent, to_candidate)| {
+            Arc::new(Mirror::new(
+                other,
+                percent,
+                to_candidate,
+                Arc::clone(&trial),
+            ))
+        });
+        served.mirror.store(mirror);
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Repository, Share,
     mirror::Trial,
-    store::Reason,
+    routing::Reason,
     table::ModelEntry,
     verdict::{Evidence, Seen, Verdict, judge},
 };

@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::SystemTime,
 };
@@ -44,6 +43,8 @@ pub(super) struct Inner {
     pub(super) table: ArcSwap<Table>,
     /// Held while the table is changed.
     pub(super) changing: Mutex<()>,
+    /// Held while the routes' file is replaced.
+    pub(super) saving: Mutex<()>,
     /// Told of every change, with `changing`.
     pub(super) settled: Condvar,
     /// One a model, held while an operation on it is under way.
@@ -63,6 +64,7 @@ impl Repository {
             metrics,
             table: ArcSwap::default(),
             changing: Mutex::new(()),
+            saving: Mutex::new(()),
             settled: Condvar::new(),
             operations: Mutex::default(),
             changed: watch::Sender::new(()),
@@ -73,15 +75,6 @@ impl Repository {
         Self {
             inner: Arc::new(inner),
         }
-    }
-
-    /// A repository over the folder `root`, with the defaults otherwise.
-    pub fn over(root: PathBuf, metrics: Metrics) -> Self {
-        let config = ModelsConfig {
-            directory: root,
-            ..ModelsConfig::default()
-        };
-        Self::new(config, metrics)
     }
 
     /// Tells of every change of a state.
@@ -241,7 +234,8 @@ impl Repository {
         if path.as_os_str().is_empty() {
             return;
         }
-        let _one_at_a_time = lock(&self.inner.changing);
+        // Not `changing`: whoever changes the table must not wait for the disk.
+        let _one_at_a_time = lock(&self.inner.saving);
         let mut routes = state_file::read(path);
         if let Some(entry) = self.table().get(name) {
             routes.insert(name.to_owned(), entry.route.clone());

@@ -51,11 +51,9 @@ pub(super) fn convert(
         mut notes,
         ..
     } = writer;
-    if let Some(vocabulary) = vocabulary::read(dir, config, spec.vocabulary, false)? {
-        metadata.extend(vocabulary);
-    } else {
-        notes.push("there is no tokenizer.json, so the file has no tokenizer".to_owned());
-        metadata.push(("tokenizer.ggml.model".to_owned(), "none".into()));
+    match vocabulary::read(dir, config, spec.vocabulary, false)? {
+        Some(vocabulary) => metadata.extend(vocabulary),
+        None => metadata.push(vocabulary::none(&mut notes)),
     }
     Ok(Conversion {
         metadata,

@@ -74,11 +74,9 @@ pub(super) fn convert(
         notes.push("llama.cpp runs its head with tanh, which is not its activation".to_owned());
     }
     let mut metadata = metadata(&spec, pooling(dir, &head)?, max_tokens(dir)?);
-    if let Some(vocabulary) = vocabulary::read(dir, config, spec.vocabulary, true)? {
-        metadata.extend(vocabulary);
-    } else {
-        notes.push("there is no tokenizer.json, so the file has no tokenizer".to_owned());
-        metadata.push(("tokenizer.ggml.model".to_owned(), "none".into()));
+    match vocabulary::read(dir, config, spec.vocabulary, true)? {
+        Some(vocabulary) => metadata.extend(vocabulary),
+        None => metadata.push(vocabulary::none(&mut notes)),
     }
     Ok(Conversion {
         metadata,

@@ -32,6 +32,12 @@ enum Kind {
     Byte = 6,
 }
 
+/// The key of a file without a tokenizer, as llama.cpp knows it; `notes` tell of it.
+pub(super) fn none(notes: &mut Vec<String>) -> (String, MetadataValue) {
+    notes.push("there is no tokenizer.json, so the file has no tokenizer".to_owned());
+    ("tokenizer.ggml.model".to_owned(), "none".into())
+}
+
 /// Reads the tokenizer of a model whose table has `table` rows. `None` where the folder has none.
 pub(super) fn read(
     dir: &Path,

@@ -5,7 +5,9 @@
 //! when to try again.
 
 mod arriving;
+mod attempts;
 mod board;
+mod callers;
 mod check;
 mod context;
 mod generate;
@@ -13,6 +15,7 @@ mod mirror;
 mod operators;
 
 pub use board::{Admission, AnsweredRow, Boarded, RowResult};
+pub use callers::{Callers, Entered, Need, Place};
 pub use check::Call;
 pub use context::{CallContext, ContextError};
 pub use generate::{

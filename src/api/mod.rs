@@ -4,10 +4,12 @@
 mod account;
 pub mod codec;
 mod context;
+mod gate;
 mod generation;
 pub mod grpc;
 pub mod http;
 pub mod jobs;
+pub mod listener;
 pub mod proto;
 pub mod status;
 

@@ -7,6 +7,7 @@ mod fetch;
 mod health;
 mod inspect;
 mod jobs;
+mod key;
 mod load_client;
 mod quantize;
 mod serve;
@@ -45,6 +46,8 @@ enum Command {
     Bench(bench::Bench),
     /// Compare two models on the same inputs, as a table, a picture and a gate.
     Compare(compare::Compare),
+    /// Make an API key.
+    Key(key::Key),
     /// Submit requests that can wait to a running server, and fetch their results.
     Jobs(jobs::Jobs),
 }
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Command::Jobs(command) => command.run(),
+        Command::Key(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@
 //! line. Defaults stand in the structs' `Default` and nowhere else.
 
 pub mod admin;
+pub mod auth;
 pub mod cache;
 pub mod generate;
 pub mod jobs;
@@ -13,6 +14,7 @@ pub mod quantize;
 pub mod rollout;
 pub mod server;
 pub mod thresholds;
+pub mod tls;
 pub mod warmup;
 
 use std::path::{Path, PathBuf};

@@ -8,7 +8,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, JobsConfig, Violation, admin::AdminConfig, read_checked};
+use super::{
+    ConfigError, JobsConfig, Violation, admin::AdminConfig, auth::AuthConfig, read_checked,
+    tls::TlsConfig,
+};
 
 /// Everything `ferry serve` can be told. Each section and key may be left out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -22,6 +25,10 @@ pub struct ServerConfig {
     pub http: HttpConfig,
     /// The admin listener.
     pub admin: AdminConfig,
+    /// Encryption of the listeners.
+    pub tls: TlsConfig,
+    /// Who may call.
+    pub auth: AuthConfig,
     /// What one request may ask for.
     pub limits: LimitsConfig,
     /// The tokenizer pool.
@@ -337,6 +344,8 @@ impl ServerConfig {
             "0 to 1024",
         )?;
         self.admin.validate()?;
+        self.tls.validate()?;
+        self.auth.validate()?;
         self.jobs.validate()
     }
 }

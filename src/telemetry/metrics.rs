@@ -9,6 +9,7 @@ use prometheus::{
 
 use super::{
     cache::{CacheFamilies, CacheMetrics},
+    callers::{CallerFamilies, CallerMetrics},
     generation::{GenerationFamilies, GenerationMetrics},
     jobs::JobsMetrics,
     operators::{OperatorFamilies, OperatorMetrics},
@@ -84,6 +85,7 @@ struct Families {
     mirrored: IntCounterVec,
     agreement: GaugeVec,
     generation: GenerationFamilies,
+    callers: CallerFamilies,
     operators: OperatorFamilies,
     cache: CacheFamilies,
     jobs: JobsMetrics,
@@ -238,6 +240,11 @@ impl Metrics {
         }
     }
 
+    /// The handles of who is refused at the gate of the callers.
+    pub fn callers(&self) -> CallerMetrics {
+        self.families.callers.metrics()
+    }
+
     /// The handles of what operators do.
     pub fn operators(&self) -> OperatorMetrics {
         self.families.operators.metrics()
@@ -366,6 +373,7 @@ impl Families {
                 &["outcome"],
             )?,
             generation: GenerationFamilies::register(registry)?,
+            callers: CallerFamilies::register(registry)?,
             operators: OperatorFamilies::register(registry)?,
             cache: CacheFamilies::register(registry)?,
             jobs: JobsMetrics::register(registry)?,

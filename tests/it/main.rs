@@ -31,6 +31,7 @@ mod quantize;
 mod repository;
 mod response_cache;
 mod response_cache_rows;
+mod security;
 mod support;
 mod typed;
 mod versions;

@@ -3,7 +3,6 @@
 //! One gate for the admin listener and for the repository RPCs of the public port, so that neither
 //! is a way around the other.
 
-mod attempts;
 mod tokens;
 
 use std::{
@@ -12,7 +11,8 @@ use std::{
     time::Instant,
 };
 
-use self::{attempts::Attempts, tokens::Tokens};
+use self::tokens::Tokens;
+use super::attempts::Attempts;
 use crate::{config::admin::AdminConfig, error::RequestError, telemetry::OperatorMetrics};
 
 pub use tokens::TokenError;

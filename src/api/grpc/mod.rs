@@ -14,13 +14,11 @@ pub use jobs::DEFAULT_TENANT;
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, sync::watch};
-use tonic::{
-    codec::CompressionEncoding,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{codec::CompressionEncoding, transport::Server};
 
+use super::{gate::GrpcGate, listener::Incoming};
 use crate::{
-    admission::{Admission, Operators},
+    admission::{Admission, Callers, Operators},
     api::proto::{
         ferry::v1::{inference_server::InferenceServer, jobs_server::JobsServer},
         inference::grpc_inference_service_server::GrpcInferenceServiceServer,
@@ -44,6 +42,10 @@ pub struct Shared {
     pub closing: watch::Receiver<bool>,
     /// Requests of one stream that may be in the server at a time.
     pub max_stream_requests: usize,
+    /// The gate of the callers.
+    pub callers: Arc<Callers>,
+    /// Whether the metrics can be read without a key.
+    pub open_metrics: bool,
     /// The gate of the operators.
     pub operators: Arc<Operators>,
     /// Who may use the repository RPCs.
@@ -85,14 +87,14 @@ macro_rules! with_limits {
 /// Why the listener ended.
 pub type ListenError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Serves gRPC on `listener` until `shutdown` is done, then lets what is in flight end.
+/// Serves gRPC on what comes in until `shutdown` is done, then lets what is in flight end.
 ///
 /// # Errors
 /// When the services can't be built or the listener fails.
 pub async fn serve(
     shared: Shared,
     config: &GrpcConfig,
-    listener: TcpListener,
+    incoming: Incoming,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ListenError> {
     let inference = GrpcInferenceServiceServer::new(oip::OpenInference::new(shared.clone()));
@@ -105,7 +107,9 @@ pub async fn serve(
     let keepalive = Some(config.keepalive_seconds)
         .filter(|&seconds| seconds > 0)
         .map(Duration::from_secs);
+    let gate = GrpcGate::new(Arc::clone(&shared.callers), shared.repository_rpcs);
     Server::builder()
+        .layer(gate)
         .http2_keepalive_interval(keepalive)
         .http2_keepalive_timeout(Some(Duration::from_secs(config.keepalive_timeout_seconds)))
         .max_concurrent_streams(config.max_concurrent_streams)
@@ -119,10 +123,7 @@ pub async fn serve(
         .add_service(inference)
         .add_service(typed)
         .add_service(jobs)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            shutdown,
-        )
+        .serve_with_incoming_shutdown(incoming.into_stream(), shutdown)
         .await?;
     Ok(())
 }

@@ -2,30 +2,29 @@
 
 mod openai;
 
-pub use openai::answer_row;
+pub use openai::{ApiError, answer_row};
 
-use std::future::Future;
+use std::{future::Future, net::SocketAddr};
 
 use axum::{
     Router,
-    extract::State,
+    extract::{State, connect_info::Connected},
     http::{StatusCode, header},
     middleware,
     response::IntoResponse,
     routing::get,
-    serve::ListenerExt as _,
+    serve::IncomingStream,
 };
-use tokio::net::TcpListener;
 
-use super::grpc::Shared;
+use super::{gate::http_gate, grpc::Shared, listener::Incoming};
 
-/// Serves HTTP on `listener` until `shutdown` is done.
+/// Serves HTTP on what comes in until `shutdown` is done.
 ///
 /// # Errors
 /// When the listener fails.
 pub async fn serve(
     shared: Shared,
-    listener: TcpListener,
+    incoming: Incoming,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let routes = Router::new()
@@ -38,17 +37,23 @@ pub async fn serve(
         .merge(openai::routes())
         .method_not_allowed_fallback(openai::wrong_method)
         .fallback(openai::unknown_route)
+        .layer(middleware::from_fn_with_state(shared.clone(), http_gate))
         .layer(middleware::from_fn(openai::echo_request_id))
-        .with_state(shared);
-    let listener = listener.tap_io(|connection| {
-        // A token must not wait for the client to have acknowledged the one before.
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY");
-        }
-    });
-    axum::serve(listener, routes)
+        .with_state(shared)
+        .into_make_service_with_connect_info::<Peer>();
+    axum::serve(incoming, routes)
         .with_graceful_shutdown(shutdown)
         .await
+}
+
+/// Whom a connection is with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) SocketAddr);
+
+impl Connected<IncomingStream<'_, Incoming>> for Peer {
+    fn connect_info(connection: IncomingStream<'_, Incoming>) -> Self {
+        Self(*connection.remote_addr())
+    }
 }
 
 async fn live() -> &'static str {

@@ -10,14 +10,13 @@ mod watch;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use tokio::net::TcpListener;
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
 pub use audit::{Audit, anonymous, identify};
 
 use super::{ListenError, Shared, reflection};
-use crate::api::proto::ferry::v1::admin_server::AdminServer;
+use crate::api::{listener::Incoming, proto::ferry::v1::admin_server::AdminServer};
 
 /// The service's full name, for health.
 const SERVICE: &str = "ferry.v1.Admin";
@@ -29,13 +28,13 @@ const MAX_CONCURRENT_CALLS: u32 = 128;
 /// keep its place.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Serves operators on `listener` until `shutdown` is done.
+/// Serves operators on what comes in until `shutdown` is done.
 ///
 /// # Errors
 /// When the services can't be built or the listener fails.
 pub async fn serve(
     shared: Shared,
-    listener: TcpListener,
+    incoming: Incoming,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ListenError> {
     let operators = Arc::clone(&shared.operators);
@@ -70,10 +69,7 @@ pub async fn serve(
         .add_service(guarded.service(reflection::of_admin().build_v1()?))
         .add_service(guarded.service(reflection::of_admin().build_v1alpha()?))
         .add_service(guarded.service(admin))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            shutdown,
-        )
+        .serve_with_incoming_shutdown(incoming.into_stream(), shutdown)
         .await?;
     Ok(())
 }

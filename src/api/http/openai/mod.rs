@@ -33,7 +33,9 @@ use axum::{
     routing::{get, post},
 };
 
-use self::{errors::ApiError, generate::generate, output::new_id};
+pub use errors::ApiError;
+
+use self::{generate::generate, output::new_id};
 use crate::{api::grpc::Shared, error::RequestError, jobs::Endpoint};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

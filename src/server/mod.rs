@@ -3,18 +3,25 @@
 //! Going down: health says no, admission lets nothing more in, streams stop reading; what was
 //! accepted is answered; then the listeners end. A limit bounds the time.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod reload;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
-    admission::{Admission, Operators, TokenError},
+    admission::{Admission, Callers, Operators, TokenError},
     api::jobs::row_runner,
     api::{
         grpc::{self, ListenError, Shared, admin},
         http,
+        listener::{Incoming, Tls, TlsError},
     },
-    config::{ServerConfig, server::ModelControl},
+    config::{
+        ConfigError, ServerConfig,
+        server::ModelControl,
+        tls::{TlsConfig, TlsListener},
+    },
     jobs::{self, Jobs, Runner},
     repository::{Repository, follow_folder, run_rollouts},
     telemetry::Metrics,
@@ -38,7 +45,7 @@ pub enum StartError {
     #[error("can't read the models folder {}: {source}", folder.display())]
     Models {
         /// The folder.
-        folder: std::path::PathBuf,
+        folder: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
@@ -48,11 +55,17 @@ pub enum StartError {
         /// The name.
         name: String,
         /// The folder.
-        folder: std::path::PathBuf,
+        folder: PathBuf,
     },
     /// Operators can't be told from others.
     #[error(transparent)]
     Operators(#[from] TokenError),
+    /// Callers can't be told from others.
+    #[error("auth.keys_file: {0}")]
+    Callers(#[from] ConfigError),
+    /// Listeners can't be encrypted.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The jobs can't be opened.
     #[error(transparent)]
     Jobs(#[from] jobs::StartError),
@@ -92,6 +105,9 @@ impl Server {
         let metrics = Metrics::new();
         let repository = Arc::new(Repository::new(config.models.clone(), metrics.clone()));
         let operators = Operators::read(&config.admin, metrics.operators())?;
+        let keys_file = config.auth.keys_file.as_deref();
+        let callers = Arc::new(Callers::read(keys_file, metrics.callers())?);
+        let certificates = Certificates::read(&config.tls)?;
         let names = names_to_serve(&config, &repository)?;
         let pool = CpuPool::start(config.text.thread_count(), config.text.max_waiting_bytes)?;
         let admission = Arc::new(Admission::new(
@@ -108,6 +124,8 @@ impl Server {
             started: started.subscribe(),
             closing: is_closing,
             max_stream_requests: config.grpc.max_stream_requests,
+            callers: Arc::clone(&callers),
+            open_metrics: config.auth.open_metrics,
             operators: Arc::new(operators),
             repository_rpcs: config.admin.repository_rpcs(),
             jobs,
@@ -149,21 +167,24 @@ impl Server {
         let jobs = tokio::spawn(run_jobs(shared.clone()));
         let http = tokio::spawn(http::serve(
             shared.clone(),
-            http_listener,
+            Incoming::new(http_listener, certificates.http.clone()),
             closed(closing.subscribe()),
         ));
         let admin = admin_listener.map(|listener| {
             tokio::spawn(admin::serve(
                 shared.clone(),
-                listener,
+                Incoming::new(listener, certificates.admin.clone()),
                 closed(closing.subscribe()),
             ))
         });
         let grpc_shared = shared.clone();
         let stop = closed(closing.subscribe());
         let drain = config.shutdown.drain();
+        let grpc_incoming = Incoming::new(grpc_listener, certificates.grpc.clone());
+        follow_keys(callers, &config, closing.subscribe());
+        certificates.follow(&config.tls, closing.subscribe());
         let grpc = tokio::spawn(async move {
-            grpc::serve(grpc_shared, &config.grpc, grpc_listener, stop).await
+            grpc::serve(grpc_shared, &config.grpc, grpc_incoming, stop).await
         });
         Ok(Self {
             grpc_address,
@@ -290,6 +311,63 @@ async fn run_jobs(mut shared: Shared) {
         () = closed(closing.clone()) => return,
     }
     Runner::new(&jobs, row_runner(shared), closing).run().await;
+}
+
+/// The certificates of the listeners that are encrypted.
+struct Certificates {
+    grpc: Option<Tls>,
+    http: Option<Tls>,
+    admin: Option<Tls>,
+}
+
+impl Certificates {
+    fn read(config: &TlsConfig) -> Result<Self, TlsError> {
+        let read = |listener, protocol| {
+            let covered = config.covers(listener);
+            covered.then(|| Tls::read(config, protocol)).transpose()
+        };
+        Ok(Self {
+            grpc: read(TlsListener::Grpc, b"h2")?,
+            http: read(TlsListener::Http, b"http/1.1")?,
+            admin: read(TlsListener::Admin, b"h2")?,
+        })
+    }
+
+    /// Reads them again whenever one of their files changes.
+    fn follow(self, config: &TlsConfig, closing: watch::Receiver<bool>) {
+        let all: Vec<Tls> = [self.grpc, self.http, self.admin]
+            .into_iter()
+            .flatten()
+            .collect();
+        if all.is_empty() {
+            return;
+        }
+        let files = [&config.certificate, &config.key, &config.client_ca];
+        let files: Vec<PathBuf> = files.into_iter().flatten().cloned().collect();
+        let every = Duration::from_secs_f64(config.reload_seconds);
+        let config = config.clone();
+        let reload = move || match all.iter().try_for_each(|tls| tls.reload(&config)) {
+            Ok(()) => tracing::info!("certificates read again"),
+            Err(error) => {
+                tracing::error!(%error, "new certificates can't be used; the old ones stay")
+            }
+        };
+        tokio::spawn(reload::follow_files(files, every, closing, reload));
+    }
+}
+
+/// Reads the keys again whenever their file changes.
+fn follow_keys(callers: Arc<Callers>, config: &ServerConfig, closing: watch::Receiver<bool>) {
+    let Some(file) = callers.file() else {
+        return;
+    };
+    let files = vec![file.to_owned()];
+    let every = Duration::from_secs_f64(config.auth.reload_seconds);
+    let reload = move || match callers.reload() {
+        Ok(keys) => tracing::info!(keys, "API keys read again"),
+        Err(error) => tracing::error!(%error, "new API keys can't be used; the old ones stay"),
+    };
+    tokio::spawn(reload::follow_files(files, every, closing, reload));
 }
 
 async fn listen(

@@ -1,0 +1,74 @@
+//! The gate of the callers in front of both protocols: reads the key, asks [`Callers`], names the
+//! tenant for all that comes after, and holds the request's place until its answer is out.
+
+mod body;
+mod grpc;
+mod http;
+mod needs;
+
+use std::{net::IpAddr, time::Instant};
+
+use axum::http::{HeaderMap, HeaderValue, header};
+
+use crate::{
+    admission::{Callers, Need, Place},
+    error::RequestError,
+};
+
+pub use grpc::GrpcGate;
+pub use http::http_gate;
+
+/// Names whose request it is, for the fair shares of the queues, metrics and logs.
+const TENANT: &str = "x-ferry-tenant";
+
+/// Lets a request in. What it says of its tenant is replaced by what its key says.
+///
+/// # Errors
+/// As [`Callers::enter`].
+fn enter(
+    callers: &Callers,
+    need: Need,
+    headers: &mut HeaderMap,
+    peer: Option<IpAddr>,
+) -> Result<Option<Place>, RequestError> {
+    let entered = callers.enter(need, key_of(headers), peer, Instant::now())?;
+    if let Some(tenant) = entered.tenant {
+        // Names of tenants are visible ASCII, which a checked keys file says.
+        let name = HeaderValue::from_str(&tenant).map_err(RequestError::internal)?;
+        headers.insert(TENANT, name);
+    }
+    Ok(entered.place)
+}
+
+/// The key in `authorization: Bearer KEY`, `x-api-key` or `api-key`.
+fn key_of(headers: &HeaderMap) -> Option<&[u8]> {
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let (scheme, rest) = value.as_bytes().split_at_checked("Bearer ".len())?;
+        let key = rest.trim_ascii();
+        return scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key);
+    }
+    let named = |name: &str| headers.get(name).map(HeaderValue::as_bytes);
+    named("x-api-key").or_else(|| named("api-key"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_comes_in_any_of_three_headers() {
+        for (name, value, key) in [
+            ("authorization", "Bearer k", Some("k")),
+            ("authorization", "bearer  k ", Some("k")),
+            ("authorization", "Basic k", None),
+            ("authorization", "k", None),
+            ("x-api-key", "k", Some("k")),
+            ("api-key", "k", Some("k")),
+            ("x-key", "k", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            assert_eq!(key_of(&headers), key.map(str::as_bytes), "{name}: {value}");
+        }
+    }
+}

@@ -7,12 +7,11 @@ use std::{
 };
 
 use clap::Args;
-use tonic::transport::Endpoint;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::{Failure, io_runtime};
+use super::{Failure, io_runtime, reach::ClientTls};
 
 /// Ask a running server how it is. Exits with 0 when it is well, with 1 and the reason otherwise.
 #[derive(Debug, Args)]
@@ -28,6 +27,8 @@ pub struct Health {
     /// Ask its gRPC listener instead, by `grpc.health.v1`.
     #[arg(long, value_name = "[HOST:]PORT")]
     grpc: Option<String>,
+    #[command(flatten)]
+    tls: ClientTls,
     /// Whether it takes requests (the default).
     #[arg(long, conflicts_with = "live")]
     ready: bool,
@@ -48,10 +49,14 @@ impl Health {
             .ok()
             .filter(|timeout| !timeout.is_zero())
             .ok_or_else(|| format!("--timeout {}; allowed: more than 0", self.timeout))?;
+        if self.tls.is_on() && self.grpc.is_none() {
+            return Err("--ca: an encrypted server is asked by --grpc [HOST:]PORT".into());
+        }
         match &self.grpc {
             Some(address) => {
                 let asking = ask_grpc(
                     with_host(address),
+                    &self.tls,
                     self.model.unwrap_or_default(),
                     self.live,
                 );
@@ -108,10 +113,16 @@ fn ask_http(address: &str, live: bool, timeout: Duration) -> Result<(), Failure>
     Err(format!("{address}: {first}: {}", body.trim()).into())
 }
 
-async fn ask_grpc(address: String, service: String, live: bool) -> Result<(), Failure> {
+async fn ask_grpc(
+    address: String,
+    tls: &ClientTls,
+    service: String,
+    live: bool,
+) -> Result<(), Failure> {
     let failed = |error: &dyn std::fmt::Display| format!("{address}: {error}");
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|error| failed(&error))?
+    let scheme = if tls.is_on() { "https" } else { "http" };
+    let endpoint = tls
+        .endpoint(&format!("{scheme}://{address}"))?
         .connect()
         .await
         .map_err(|error| failed(&root_cause(&error)))?;

@@ -11,9 +11,12 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
+use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
-use super::{Failure, io_runtime};
+use super::{
+    Failure, io_runtime,
+    reach::{ClientTls, WithToken},
+};
 use crate::api::{
     jobs::to_json,
     proto::ferry::v1::{
@@ -25,6 +28,8 @@ use crate::api::{
 
 /// Bytes of a file that travel in one message.
 const PIECE_BYTES: usize = 256 << 10;
+
+type Client = JobsClient<InterceptedService<Channel, WithToken>>;
 
 /// Submit requests that can wait to a running server, and fetch their results.
 #[derive(Debug, Args)]
@@ -40,6 +45,11 @@ pub struct Jobs {
         env = "FERRY_URL"
     )]
     url: String,
+    #[command(flatten)]
+    tls: ClientTls,
+    /// The API key, where the server wants one.
+    #[arg(long, global = true, env = "FERRY_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -126,13 +136,16 @@ impl Jobs {
     }
 
     async fn act(self) -> Result<(), Failure> {
-        let endpoint = tonic::transport::Endpoint::from_shared(self.url.clone())?;
-        let channel = endpoint
+        let token = WithToken::new(self.api_key.as_deref())?;
+        let channel = self
+            .tls
+            .endpoint(&self.url)?
             .connect()
             .await
             .map_err(|error| format!("can't reach {}: {error}", self.url))?;
         // A line with a long answer is a long message.
-        let mut client = JobsClient::new(channel).max_decoding_message_size(usize::MAX);
+        let mut client =
+            JobsClient::with_interceptor(channel, token).max_decoding_message_size(usize::MAX);
         let json = self.json;
         match self.command {
             Command::Submit(submit) => {
@@ -183,7 +196,7 @@ impl Jobs {
 }
 
 impl Submit {
-    async fn send(self, client: &mut JobsClient<Channel>) -> Result<Job, Failure> {
+    async fn send(self, client: &mut Client) -> Result<Job, Failure> {
         let (input, bytes): (Box<dyn Read + Send>, _) = if self.file == Path::new("-") {
             (Box::new(std::io::stdin()), None)
         } else {
@@ -247,7 +260,7 @@ fn read_pieces(
 }
 
 /// Shows a job until it has ended.
-async fn follow(client: &mut JobsClient<Channel>, id: String, json: bool) -> Result<(), Failure> {
+async fn follow(client: &mut Client, id: String, json: bool) -> Result<(), Failure> {
     let watched = client.watch(WatchJobRequest { id }).await.map_err(said)?;
     let mut states = watched.into_inner();
     let draws = !json && std::io::stderr().is_terminal();
@@ -308,7 +321,7 @@ fn progress(job: &Job) -> String {
 }
 
 async fn write_results(
-    client: &mut JobsClient<Channel>,
+    client: &mut Client,
     request: ResultsRequest,
     output: Option<&Path>,
 ) -> Result<(), Failure> {

@@ -10,6 +10,7 @@ mod jobs;
 mod key;
 mod load_client;
 mod quantize;
+mod reach;
 mod serve;
 mod warm;
 

@@ -53,10 +53,10 @@ impl AuthConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct KeysFile {
     /// Those who call.
-    #[serde(rename = "tenant")]
+    #[serde(rename = "tenant", skip_serializing_if = "Vec::is_empty")]
     pub tenants: Vec<TenantLimits>,
     /// What they show for it.
-    #[serde(rename = "key")]
+    #[serde(rename = "key", skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<ApiKey>,
 }
 

@@ -829,7 +829,7 @@ async fn the_command_line_shows_tables_and_says_what_to_do() {
             "ferry.toml",
         ),
         (&["status", "--token-file", "/nowhere"], "/nowhere"),
-        (&["status", "--server", "https://localhost:1"], "ssh"),
+        (&["status", "--server", "https://localhost:1"], "--ca"),
         (&["status", "--server", "http://127.0.0.1:1"], "ferry serve"),
     ] {
         let output = run(arguments).await;

@@ -3,15 +3,13 @@
 use std::{future::Future, path::PathBuf, time::Duration};
 
 use clap::Args;
-use tonic::{
-    Request, Status,
-    metadata::{Ascii, MetadataValue},
-    service::interceptor::InterceptedService,
-    transport::{Channel, Endpoint},
-};
+use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
 use super::AdminFailure;
-use crate::api::proto::ferry::v1::admin_client::AdminClient;
+use crate::{
+    api::proto::ferry::v1::admin_client::AdminClient,
+    cli::reach::{ClientTls, WithToken},
+};
 
 /// How long a call that changes or reads little may take.
 const SHORT_CALL: Duration = Duration::from_secs(30);
@@ -30,6 +28,8 @@ pub struct Connection {
         global = true
     )]
     server: String,
+    #[command(flatten)]
+    tls: ClientTls,
     /// The admin token. Better kept in a file, or in `FERRY_ADMIN_TOKEN`: other users of the machine
     /// see the arguments of commands.
     #[arg(long, global = true, conflicts_with = "token_file")]
@@ -47,22 +47,6 @@ pub struct Connection {
     connect_timeout: u64,
 }
 
-/// Puts the token into each call.
-#[derive(Debug, Clone)]
-pub struct WithToken(Option<MetadataValue<Ascii>>);
-
-impl tonic::service::Interceptor for WithToken {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(authorization) = &self.0 {
-            let authorization = authorization.clone();
-            request
-                .metadata_mut()
-                .insert("authorization", authorization);
-        }
-        Ok(request)
-    }
-}
-
 /// A client that carries the token.
 pub type Client = AdminClient<InterceptedService<Channel, WithToken>>;
 
@@ -77,27 +61,16 @@ impl Connection {
     /// Connects.
     pub async fn open(self) -> Result<Server, AdminFailure> {
         let usage = AdminFailure::Usage;
-        if self.server.starts_with("https://") {
-            return Err(usage(
-                "--server: the admin listener speaks plain HTTP/2; from afar, reach it through `ssh -L \
-                 8003:127.0.0.1:8003 HOST` or `kubectl port-forward POD 8003` and leave --server out"
-                    .to_owned(),
-            ));
-        }
+        let scheme = if self.tls.is_on() { "https" } else { "http" };
         let url = if self.server.contains("://") {
             self.server.clone()
         } else {
-            format!("http://{}", self.server)
+            format!("{scheme}://{}", self.server)
         };
-        let endpoint = Endpoint::from_shared(url.clone())
-            .ok()
-            .filter(|endpoint| endpoint.uri().host().is_some())
-            .ok_or_else(|| {
-                let found = &self.server;
-                usage(format!(
-                    "--server: found '{found}'; allowed: http://HOST:PORT"
-                ))
-            })?
+        let endpoint = self
+            .tls
+            .endpoint(&url)
+            .map_err(|reason| usage(format!("--server: {reason}")))?
             .user_agent(concat!("ferry-admin/", env!("CARGO_PKG_VERSION")))
             .map_err(|error| usage(error.to_string()))?
             .connect_timeout(Duration::from_secs(self.connect_timeout))
@@ -112,7 +85,7 @@ impl Connection {
                 url: url.clone(),
                 reason: innermost(&error),
             })?;
-        let client = AdminClient::with_interceptor(channel, WithToken(authorization))
+        let client = AdminClient::with_interceptor(channel, authorization)
             .max_decoding_message_size(MAX_RESPONSE_BYTES);
         Ok(Server {
             client,
@@ -120,8 +93,8 @@ impl Connection {
         })
     }
 
-    /// The header's value: from the flags, else from the environment, else none.
-    fn authorization(&self) -> Result<Option<MetadataValue<Ascii>>, AdminFailure> {
+    /// The token: from the flags, else from the environment, else none.
+    fn authorization(&self) -> Result<WithToken, AdminFailure> {
         let set = |key| std::env::var(key).ok().filter(|value| !value.is_empty());
         let token = if let Some(token) = &self.token {
             token.clone()
@@ -132,13 +105,9 @@ impl Connection {
         } else if let Some(path) = set("FERRY_ADMIN_TOKEN_FILE") {
             first_token(&PathBuf::from(path))?
         } else {
-            return Ok(None);
+            return WithToken::new(None).map_err(AdminFailure::Usage);
         };
-        let mut value = MetadataValue::try_from(format!("Bearer {token}")).map_err(|_| {
-            AdminFailure::Usage("the token has characters that no header takes".to_owned())
-        })?;
-        value.set_sensitive(true);
-        Ok(Some(value))
+        WithToken::new(Some(&token)).map_err(AdminFailure::Usage)
     }
 }
 

@@ -9,6 +9,7 @@ mod generation;
 pub mod grpc;
 pub mod http;
 pub mod jobs;
+pub mod json;
 pub mod listener;
 pub mod proto;
 pub mod status;

@@ -18,7 +18,7 @@ use super::{
     reach::{ClientTls, WithToken},
 };
 use crate::api::{
-    jobs::to_json,
+    json::to_json,
     proto::ferry::v1::{
         CancelJobRequest, DeleteJobRequest, GetJobRequest, Job, JobOptions, JobState,
         ListJobsRequest, ResultsForm, ResultsRequest, SubmitRequest, WatchJobRequest,

@@ -151,7 +151,7 @@ impl Default for GrpcConfig {
     }
 }
 
-/// The HTTP listener: health and metrics.
+/// The HTTP listener.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpConfig {
@@ -159,6 +159,8 @@ pub struct HttpConfig {
     pub host: IpAddr,
     /// Port; 0 takes a free one.
     pub port: u16,
+    /// Whether there is a page that shows what the server does, at `/dashboard/`.
+    pub dashboard: bool,
 }
 
 impl Default for HttpConfig {
@@ -166,6 +168,7 @@ impl Default for HttpConfig {
         Self {
             host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             port: 8000,
+            dashboard: true,
         }
     }
 }

@@ -125,6 +125,7 @@ impl Server {
             closing: is_closing,
             max_stream_requests: config.grpc.max_stream_requests,
             callers: Arc::clone(&callers),
+            dashboard: config.http.dashboard,
             open_metrics: config.auth.open_metrics,
             operators: Arc::new(operators),
             repository_rpcs: config.admin.repository_rpcs(),

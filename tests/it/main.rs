@@ -13,6 +13,7 @@ mod architecture;
 mod batching_properties;
 mod cli;
 mod compare;
+mod dashboard;
 mod deadlines;
 mod decoders;
 mod drain;

@@ -9,15 +9,13 @@ use crate::{
 pub fn of_grpc(path: &str, repository_rpcs: RepositoryRpcs) -> Need {
     let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.split_once('/'))
     else {
-        return Need::Key;
+        return Need::Scope(Scope::Infer);
     };
     match (service, method) {
         ("grpc.health.v1.Health", _)
         | ("inference.GRPCInferenceService", "ServerLive" | "ServerReady" | "ModelReady") => {
             Need::Nothing
         }
-        ("inference.GRPCInferenceService", "ModelInfer" | "ModelStreamInfer")
-        | ("ferry.v1.Inference", _) => Need::Scope(Scope::Infer),
         (
             "inference.GRPCInferenceService",
             "RepositoryModelLoad" | "RepositoryModelUnload" | "TraceSetting" | "LogSettings",
@@ -27,7 +25,16 @@ pub fn of_grpc(path: &str, repository_rpcs: RepositoryRpcs) -> Need {
             RepositoryRpcs::Open | RepositoryRpcs::Off => Need::Scope(Scope::Operate),
         },
         ("ferry.v1.Jobs", _) => Need::Scope(Scope::Jobs),
-        _ => Need::Key,
+        (
+            "inference.GRPCInferenceService",
+            "ServerMetadata" | "ModelMetadata" | "ModelConfig" | "ModelStatistics"
+            | "RepositoryIndex",
+        )
+        | ("grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection", _) => {
+            Need::Key
+        }
+        // What is added later is not open before it stands here.
+        _ => Need::Scope(Scope::Infer),
     }
 }
 
@@ -37,7 +44,7 @@ pub fn of_http(path: &str, open_metrics: bool) -> Need {
         path.strip_prefix(route)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    if is_in("/health") || is_in("/v2/health") {
+    if is_in("/health") || is_in("/v2/health") || is_page(path) {
         Need::Nothing
     } else if path == "/metrics" {
         if open_metrics {
@@ -47,13 +54,20 @@ pub fn of_http(path: &str, open_metrics: bool) -> Need {
         }
     } else if is_in("/v1/files") || is_in("/v1/batches") {
         Need::Scope(Scope::Jobs)
-    } else if is_in("/v1/models") {
+    } else if is_in("/v1/models") || path == "/dashboard/status" {
         Need::Key
-    } else if is_in("/v1") {
-        Need::Scope(Scope::Infer)
     } else {
-        Need::Key
+        // What is added later is not open before it stands here.
+        Need::Scope(Scope::Infer)
     }
+}
+
+/// Files of the dashboard tell nothing; what it shows is asked for with a key.
+fn is_page(path: &str) -> bool {
+    matches!(path, "/" | "/dashboard" | "/dashboard/")
+        || path
+            .strip_prefix("/dashboard/")
+            .is_some_and(|file| file.ends_with(".js") || file.ends_with(".css"))
 }
 
 #[cfg(test)]
@@ -74,7 +88,15 @@ mod tests {
         ] {
             assert_eq!(of_grpc(path, RepositoryRpcs::Open), infer, "{path}");
         }
-        for path in ["/v1/embeddings", "/v1/chat/completions", "/v1/", "/v1/x/y"] {
+        for path in [
+            "/v1/embeddings",
+            "/v1/chat/completions",
+            "/v1/",
+            "/v1/x/y",
+            "/rerank",
+            "/v2/rerank",
+            "/ferry.v1.Inference/Embed",
+        ] {
             assert_eq!(of_http(path, false), infer, "{path}");
         }
     }
@@ -83,7 +105,6 @@ mod tests {
     fn nothing_is_open_by_accident() {
         for path in [
             "",
-            "/",
             "/x",
             "/v1x",
             "/healthx",

@@ -44,6 +44,8 @@ pub struct Shared {
     pub max_stream_requests: usize,
     /// The gate of the callers.
     pub callers: Arc<Callers>,
+    /// Whether the HTTP side has the page that shows what the server does.
+    pub dashboard: bool,
     /// Whether the metrics can be read without a key.
     pub open_metrics: bool,
     /// The gate of the operators.

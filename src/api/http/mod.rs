@@ -1,5 +1,8 @@
-//! The HTTP listener: OpenAI's routes, health for orchestrators, metrics for Prometheus.
+//! The HTTP listener: OpenAI's routes, typed calls as JSON, health for orchestrators, metrics for
+//! Prometheus, and a page that shows them.
 
+mod connect;
+mod dashboard;
 mod openai;
 
 pub use openai::{ApiError, answer_row};
@@ -35,6 +38,12 @@ pub async fn serve(
         .route("/v2/health/ready", get(ready))
         .route("/metrics", get(metrics))
         .merge(openai::routes())
+        .merge(connect::routes())
+        .merge(if shared.dashboard {
+            dashboard::routes()
+        } else {
+            Router::new()
+        })
         .method_not_allowed_fallback(openai::wrong_method)
         .fallback(openai::unknown_route)
         .layer(middleware::from_fn_with_state(shared.clone(), http_gate))

@@ -3,8 +3,8 @@
 use prost::Message as _;
 use tonic::Code;
 
-use super::json::to_json;
 use crate::{
+    api::json::to_json,
     api::proto::ferry::v1::{HttpResponse, JobResult, RowError, job_result},
     error::RequestError,
     jobs::{JobId, RowForm, StoredResult, Unrun, write_http_result},

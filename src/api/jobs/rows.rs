@@ -3,8 +3,8 @@
 use prost::Message as _;
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::json::from_json;
 use crate::{
+    api::json::from_json,
     api::proto::ferry::v1::{JobRow, ModelOptions, job_row::Request},
     error::RequestError,
     jobs::{Endpoint, LineFault, NewRow, RowForm, http_row, read_http_row},

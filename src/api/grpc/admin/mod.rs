@@ -14,6 +14,7 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
 pub use audit::{Audit, anonymous, identify};
+pub use encode::named;
 
 use super::{ListenError, Shared, reflection};
 use crate::api::{listener::Incoming, proto::ferry::v1::admin_server::AdminServer};

@@ -33,6 +33,7 @@ use axum::{
     routing::{get, post},
 };
 
+pub use body::read_body;
 pub use errors::ApiError;
 
 use self::{generate::generate, output::new_id};

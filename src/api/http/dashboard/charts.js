@@ -35,9 +35,10 @@ function empty(svg, text) {
   element(svg, "text", { x: WIDTH / 2, y: HEIGHT / 2, "text-anchor": "middle" }, text);
 }
 
-/** A round number at or above `value`. */
+/** A round number at or above `value`; 1 for nothing. */
 function ceiling(value) {
-  const unit = 10 ** Math.floor(Math.log10(value || 1));
+  if (value <= 0) return 1;
+  const unit = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 5, 10].map((step) => step * unit).find((step) => step >= value);
 }
 
@@ -47,7 +48,7 @@ export function lines(svg, series) {
   const values = points.map(({ value }) => value).filter((value) => value !== null);
   if (values.length < 2) return empty(svg, "waiting for two readings");
   clear(svg);
-  const top = ceiling(Math.max(...values, 1e-9));
+  const top = ceiling(Math.max(...values));
   const [from, to] = [points[0].at, Math.max(...points.map(({ at }) => at))];
   const x = (at) => LEFT + ((at - from) / Math.max(to - from, 1)) * (WIDTH - LEFT - 4);
   const y = (value) => TOP + (1 - value / top) * (HEIGHT - TOP - BOTTOM);

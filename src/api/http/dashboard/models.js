@@ -42,9 +42,14 @@ export function modelRows(models) {
 
 /** Where each model's requests go, and how its candidates compare. */
 export function routes(models) {
-  const shown = models.filter(({ route }) => route);
-  if (!shown.length) return [make("p", { className: "absent" }, "nothing is served")];
-  return shown.map((model) => {
+  const served = models.filter(({ route }) => route);
+  if (!served.length) return [make("p", { className: "absent" }, "nothing is served")];
+  // Where one version has all the traffic and nothing was decided there is nothing to tell.
+  const shown = served.filter(({ route, decisions }) =>
+    route.canary?.version || route.shadow?.version || Object.keys(route.labels).length || decisions.length);
+  const plain = served.length - shown.length;
+  const rest = plain ? [make("p", { className: "absent" }, `${plain} model${plain === 1 ? "" : "s"} without a trial`)] : [];
+  return [...shown.map((model) => {
     const { route } = model;
     const parts = [`version ${route.stable} serves`];
     if (route.canary?.version) parts.push(`${route.canary.percent} % go to version ${route.canary.version} (canary)`);
@@ -60,7 +65,7 @@ export function routes(models) {
       make("p", {}, make("b", {}, model.name), `: ${parts.join(", ")}`),
       figures.length ? make("table", {}, make("tbody", {}, ...figures)) : null,
       decisions.length ? make("ul", { className: "decisions" }, ...decisions) : null);
-  });
+  }), ...rest];
 }
 
 /** Every gauge of drift there is. */

@@ -14,6 +14,8 @@ pub mod activation;
 pub mod attention;
 pub mod embed_norm;
 pub mod gated;
+#[cfg(feature = "cuda")]
+pub mod kernels;
 pub mod linear;
 pub mod logit_statistics;
 pub mod paged_attention;

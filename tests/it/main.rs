@@ -33,5 +33,6 @@ mod response_cache;
 mod response_cache_rows;
 mod support;
 mod typed;
+mod vendor;
 mod versions;
 mod warm;

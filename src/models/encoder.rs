@@ -132,6 +132,10 @@ impl EncoderModel {
             return Ok(Vec::new());
         }
         self.check(batch)?;
+        if !self.device.is_cpu() {
+            // What is loaded for a device belongs to this thread.
+            return Ok(self.run(batch)?);
+        }
         // Inside the thread pool, so that each op finds itself on one of its threads: from outside,
         // every op would hand its work over and be woken when it is done, some 60 times a batch.
         Ok(rayon::scope(|_| self.run(batch))?)

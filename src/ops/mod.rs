@@ -26,6 +26,8 @@ pub mod rms_norm;
 pub mod rope;
 pub mod values;
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod layer_norm;
 mod operand;
 mod parallel;

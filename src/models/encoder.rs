@@ -24,7 +24,7 @@ use super::projection::Projection;
 use super::source::Source;
 use super::spec::EncoderSpec;
 use super::tensor_plan::ProjectionPlan;
-use crate::ops::{Attention, BiasActivation, EmbedNorm, Pool, Pooling, ResidualNorm};
+use crate::ops::{Attention, BiasActivation, EmbedNorm, Pool, Pooling, ResidualNorm, upload};
 
 /// How to load an encoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,13 +172,9 @@ impl EncoderModel {
     }
 
     fn run(&self, batch: &PackedBatch) -> DeviceResult<Vec<RowOutput>> {
-        let upload = |ids: &[u32]| Tensor::from_slice(ids, ids.len(), &self.device);
-        let mut cu_seqlens = upload(batch.cu_seqlens())?;
-        let mut x = self.embed.apply(
-            &upload(batch.tokens())?,
-            &upload(batch.type_ids())?,
-            &cu_seqlens,
-        )?;
+        let lists = [batch.tokens(), batch.type_ids(), batch.cu_seqlens()];
+        let [tokens, type_ids, mut cu_seqlens] = upload(&self.device, lists)?;
+        let mut x = self.embed.apply(&tokens, &type_ids, &cu_seqlens)?;
         let last = self.layers.len() - 1;
         for (i, layer) in self.layers.iter().enumerate() {
             let keep = self.single_token.filter(|_| i == last);
@@ -186,7 +182,7 @@ impl EncoderModel {
         }
         if self.single_token.is_some() {
             let ends: Vec<u32> = (0..=batch.rows() as u32).collect();
-            cu_seqlens = upload(&ends)?;
+            [cu_seqlens] = upload(&self.device, [&ends])?;
         }
         self.head.forward(&x, &cu_seqlens, batch.lengths())
     }

@@ -24,6 +24,7 @@ pub mod quantized;
 pub mod residual_norm;
 pub mod rms_norm;
 pub mod rope;
+pub mod upload;
 pub mod values;
 
 #[cfg(feature = "cuda")]
@@ -49,4 +50,5 @@ pub use quantized::{QuantizedLinear, QuantizedWeight};
 pub use residual_norm::ResidualNorm;
 pub use rms_norm::{ResidualRmsNorm, RmsNorm};
 pub use rope::{Rope, RopeStyle};
+pub use upload::upload;
 pub use values::{MappedBytes, Values};

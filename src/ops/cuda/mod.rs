@@ -1,5 +1,5 @@
 //! How the ops launch their kernels on a CUDA device: kernels by name (`modules`), what they are
-//! given (`operand`), and the launch itself (`launch`). An op's own file has its contract and a
+//! given (`operand`, `staging`), and the launch itself (`launch`). An op's own file has its contract and a
 //! `cuda_fwd` that checks shapes, names the kernel and lists its arguments.
 //!
 //! All work of a device goes to the one stream of its `CudaDevice`, so it is done in order and
@@ -16,12 +16,14 @@ mod modules;
 mod operand;
 mod residual_norm;
 mod rms_norm;
+mod staging;
 
 pub(super) use gated::gated;
 pub(super) use launch::{Argument, Launch};
 pub(super) use operand::{Operand, output, suffix, weight, whole};
 pub(super) use residual_norm::residual_norm;
 pub(super) use rms_norm::{residual_rms_norm, rms_norm};
+pub(super) use staging::upload;
 
 use super::Activation;
 

@@ -10,7 +10,7 @@ use candle_core::cuda_backend::CudaDevice;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use cudarc::driver::{CudaSlice, DevicePtr};
 
-use super::super::cuda::{Argument, Launch, Operand, output, weight, whole};
+use super::super::cuda::{Argument, Launch, Operand, output, upload, weight, whole};
 use super::super::operand::dims2;
 use super::super::rms_norm::RmsNorm;
 use super::super::rope::{Rope, RopeStyle};
@@ -294,7 +294,7 @@ pub(super) fn check_heads(head_dim: usize) -> Result<()> {
 /// The kernel attends with one query of a sequence at a time, so each token is a row of its own.
 #[derive(Debug)]
 pub(super) struct DeviceRows {
-    _memory: CudaSlice<i32>,
+    _memory: Tensor,
     tokens: usize,
     /// Rows, which are the tokens.
     count: usize,
@@ -324,26 +324,26 @@ impl DeviceRows {
         let longest = rows.end_position();
         let table_stride = longest.div_ceil(block_size.max(1)).max(1);
         let mut values = Vec::with_capacity(tokens * (4 + table_stride));
-        let position = |position: usize| position as i32;
+        let position = |position: usize| position as u32;
         values.extend(rows.token_positions().map(position));
         for row in rows.iter() {
             values.extend((0..row.tokens).map(|token| {
                 let position = row.first_position + token;
                 let block = row.blocks[position / block_size] as usize;
-                (block * block_size + position % block_size) as i32
+                (block * block_size + position % block_size) as u32
             }));
         }
         values.extend((0..tokens).map(position));
-        values.extend(rows.token_positions().map(|position| position as i32 + 1));
+        values.extend(rows.token_positions().map(|position| position as u32 + 1));
         for row in rows.iter() {
             let used = row.blocks.len().min(table_stride);
             for _ in 0..row.tokens {
-                values.extend(row.blocks[..used].iter().map(|&block| block.cast_signed()));
+                values.extend_from_slice(&row.blocks[..used]);
                 values.resize(values.len() + table_stride - used, 0);
             }
         }
-        let memory = device.clone_htod(&values)?;
-        let start = memory.device_ptr(memory.stream()).0;
+        let [memory] = upload(device, [&values])?;
+        let start = weight(&memory, values.len(), DType::U32, "rows")?.address();
         let at = |index: usize| start + 4 * index as u64;
         Ok(Arc::new(Self {
             tokens,

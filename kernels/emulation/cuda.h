@@ -35,7 +35,8 @@
 // At the end of a file, for each entry point: its name, and the threads its blocks must have.
 #define FERRY_KERNEL(kernel, threads)                                                               \
     static ::emulation::Kernel kernel##_registered(#kernel, threads,                                \
-                                                   &::emulation::invoke<decltype(&kernel), &kernel>)
+                                                   &::emulation::invoke<decltype(&kernel), &kernel>, \
+                                                   ::emulation::parameters(&kernel))
 
 #define EMULATION_UNWATCHED __attribute__((no_sanitize("thread"), noinline))
 
@@ -49,6 +50,15 @@ template <typename... A> EMULATION_UNWATCHED void call(void (*kernel)(A...), voi
     call(kernel, arguments, std::index_sequence_for<A...>());
 }
 template <typename Pointer, Pointer kernel> void invoke(void **arguments) { call(kernel, arguments); }
+
+// What the parameters of a kernel are, a letter each.
+template <typename A> constexpr char letter() {
+    return std::is_pointer_v<A> ? 'p' : sizeof(A) == 8 ? 'l' : sizeof(A) == 4 ? 'i' : 'h';
+}
+template <typename... A> const char *parameters(void (*)(A...)) {
+    static const char letters[] = {letter<A>()..., 0};
+    return letters;
+}
 
 // What a lane brings to a meeting of its warp, and takes from it.
 template <typename T> struct Exchange {

@@ -374,8 +374,8 @@ void *allocate_shared(const void *key, size_t bytes, size_t element, const char 
 Current current;
 uint32_t warp_epochs[MAX_THREADS];
 
-Kernel::Kernel(const char *name, unsigned threads, void (*invoke)(void **))
-    : name(name), threads(threads), invoke(invoke), next(kernels) {
+Kernel::Kernel(const char *name, unsigned threads, void (*invoke)(void **), const char *parameters)
+    : name(name), threads(threads), invoke(invoke), parameters(parameters), next(kernels) {
     kernels = this;
 }
 
@@ -543,4 +543,12 @@ EXPORTED const char *ferry_emulation_kernel(size_t number) {
     const emulation::Kernel *kernel = emulation::kernels;
     while (kernel && number-- > 0) kernel = kernel->next;
     return kernel ? kernel->name : nullptr;
+}
+
+// The parameters of a kernel, as in `Kernel`; null if there is none of that name. The mock driver
+// copies a launch's arguments by them.
+EXPORTED const char *ferry_emulation_parameters(const char *name) {
+    const emulation::Kernel *kernel = emulation::kernels;
+    while (kernel && strcmp(kernel->name, name) != 0) kernel = kernel->next;
+    return kernel ? kernel->parameters : nullptr;
 }

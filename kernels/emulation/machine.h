@@ -64,9 +64,10 @@ struct Kernel {
     const char *name;
     unsigned threads; // that a block must have; 0: any
     void (*invoke)(void **arguments);
+    const char *parameters; // a letter each: p a pointer, else by their bytes h (2), i (4), l (8)
     Kernel *next;
 
-    Kernel(const char *name, unsigned threads, void (*invoke)(void **));
+    Kernel(const char *name, unsigned threads, void (*invoke)(void **), const char *parameters);
 };
 
 } // namespace emulation

@@ -2,6 +2,8 @@
 //! that runs Ferry's own kernels as the host's emulation does. See docs/cuda-mock.md.
 #![cfg(feature = "cuda")]
 
+#[path = "../kernels/compiler.rs"]
+mod compiler;
 mod decoders;
 mod driver;
 mod encoders;

@@ -3,12 +3,14 @@
 use std::error::Error;
 use std::ffi::{CStr, CString, c_char};
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use candle_core::Device;
+use super::compiler::{self, Watch};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 /// What a test gives back.
@@ -163,24 +165,22 @@ pub fn build() -> Option<PathBuf> {
         }
     }
 
-    let emulation = files(&kernels.join("emulation"));
-    let headers = files(&kernels);
-    for kernel in headers.iter().filter(|file| is(file, "cu")) {
-        let name = kernel.with_extension("so");
-        let library = folder.join("kernels").join(name.file_name()?);
-        let mut sources: Vec<PathBuf> = headers
-            .iter()
-            .filter(|file| is(file, "cuh"))
-            .chain(&emulation)
-            .cloned()
-            .collect();
-        sources.push(kernel.clone());
-        if older(&library, &sources) {
-            let mut command = shared(compiler, &library);
-            command.args(["-O2", "-w", "-DFERRY_EMULATION", "-I"]);
-            command.arg(&kernels).args(["-x", "c++"]).arg(kernel);
-            command.args(emulation.iter().filter(|file| is(file, "cpp")));
-            run(command.arg("-ldl"));
+    // Kernels that are no more would be found, too.
+    for old in files(&folder.join("kernels")) {
+        let source = kernels.join(old.file_stem()?).with_extension("cu");
+        if !source.exists() {
+            fs::remove_file(old).ok();
+        }
+    }
+    for kernel in files(&kernels).iter().filter(|file| is(file, "cu")) {
+        let name = kernel.file_stem()?.to_string_lossy();
+        let source = fs::read_to_string(kernel).expect("a kernel's source");
+        let compiled = compiler::library(&name, &source, Watch::Nothing)?;
+        let place = folder.join("kernels").join(format!("{name}.so"));
+        // A library is named by its content: where the link leads says whether it is the newest.
+        if fs::read_link(&place).ok().as_ref() != Some(&compiled) {
+            fs::remove_file(&place).ok();
+            symlink(&compiled, &place).expect("a link to the compiled kernel");
         }
     }
     Some(folder)

@@ -178,7 +178,7 @@ impl EncoderModel {
         let last = self.layers.len() - 1;
         for (i, layer) in self.layers.iter().enumerate() {
             let keep = self.single_token.filter(|_| i == last);
-            x = layer.forward(&x, &cu_seqlens, keep)?;
+            x = layer.forward(&x, &cu_seqlens, batch.max_len(), keep)?;
         }
         if self.single_token.is_some() {
             let ends: Vec<u32> = (0..=batch.rows() as u32).collect();
@@ -271,14 +271,16 @@ impl Layer {
     }
 
     /// `x` `[tokens, hidden]` to the same shape, or to `[rows, hidden]` if one token per row is
-    /// all that is kept.
+    /// all that is kept. No row has more than `longest` tokens.
     fn forward(
         &self,
         x: &Tensor,
         cu_seqlens: &Tensor,
+        longest: usize,
         keep: Option<Pooling>,
     ) -> DeviceResult<Tensor> {
-        let attended = self.attention.apply(&self.qkv.apply(x)?, cu_seqlens)?;
+        let qkv = self.qkv.apply(x)?;
+        let attended = self.attention.apply_within(&qkv, cu_seqlens, longest)?;
         let (attended, x) = match keep {
             None => (attended, x.clone()),
             Some(pooling) => {

@@ -10,6 +10,7 @@
 //! the other. What only the values can tell (ids within their table, `cu_seqlens` that rise) is
 //! checked on the host before the upload, by `models`.
 
+mod attention;
 mod gated;
 mod launch;
 mod modules;
@@ -18,6 +19,7 @@ mod residual_norm;
 mod rms_norm;
 mod staging;
 
+pub(super) use attention::attention;
 pub(super) use gated::gated;
 pub(super) use launch::{Argument, Launch};
 pub(super) use operand::{Operand, output, suffix, weight, whole};

@@ -1,16 +1,16 @@
-//! Kernels by name: the fatbin of a file is loaded once for a device and thread.
+//! Kernels by name: the fatbin of a file is loaded once for a device, by the thread that needs it
+//! first, which is the one that warms the model up.
 //!
-//! A thread has one device, so what it loaded for another is dropped as soon as it uses a new one:
-//! an instance that was restarted on a fresh context keeps nothing of the old.
+//! What was loaded for a device that is no more is dropped when the next one loads something: an
+//! instance that is restarted on a fresh context keeps nothing of the old.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{Error, Result};
 use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-use cudarc::driver::{CudaFunction, CudaModule};
+use cudarc::driver::{CudaFunction, CudaModule, CudaStream};
 use cudarc::nvrtc::Ptx;
 
 use super::super::kernels::fatbin;
@@ -18,9 +18,10 @@ use super::super::kernels::fatbin;
 /// Dynamic shared memory that a kernel may have without being asked for more.
 const PLAIN_SHARED_BYTES: u32 = 48 * 1024;
 
-/// What a thread has loaded for its device.
+/// What is loaded for a device.
 struct Loaded {
-    device: DeviceId,
+    /// Lives as long as the device.
+    stream: Weak<CudaStream>,
     modules: HashMap<&'static str, Arc<CudaModule>>,
     functions: HashMap<&'static str, Function>,
 }
@@ -31,9 +32,7 @@ struct Function {
     shared_bytes: u32,
 }
 
-thread_local! {
-    static LOADED: RefCell<Option<Loaded>> = const { RefCell::new(None) };
-}
+static LOADED: LazyLock<Mutex<HashMap<DeviceId, Loaded>>> = LazyLock::new(Mutex::default);
 
 /// Kernel `name` of `kernels/<file>.cu`, allowed `shared_bytes` of dynamic shared memory.
 ///
@@ -45,17 +44,16 @@ pub(super) fn kernel(
     name: &'static str,
     shared_bytes: u32,
 ) -> Result<CudaFunction> {
-    LOADED.with_borrow_mut(|loaded| {
-        let loaded = match loaded {
-            Some(loaded) if loaded.device == device.id() => loaded,
-            other => other.insert(Loaded {
-                device: device.id(),
-                modules: HashMap::new(),
-                functions: HashMap::new(),
-            }),
-        };
-        loaded.function(device, file, name, shared_bytes)
-    })
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !loaded.contains_key(&device.id()) {
+        loaded.retain(|_, other| other.stream.strong_count() > 0);
+    }
+    let loaded = loaded.entry(device.id()).or_insert_with(|| Loaded {
+        stream: Arc::downgrade(&device.cuda_stream()),
+        modules: HashMap::new(),
+        functions: HashMap::new(),
+    });
+    loaded.function(device, file, name, shared_bytes)
 }
 
 impl Loaded {

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod cache;
+pub mod device;
 pub mod generate;
 pub mod jobs;
 pub mod locate;
@@ -18,6 +19,7 @@ pub mod warmup;
 use std::path::{Path, PathBuf};
 
 pub use cache::CacheConfig;
+pub use device::{DeviceChoice, OnDeviceFailure};
 pub use generate::{CacheType, GenerateConfig};
 pub use jobs::JobsConfig;
 pub use manifest::{Activation, ModelManifest, Pooling, Task, Truncation};

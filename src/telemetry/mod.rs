@@ -5,6 +5,7 @@
 pub mod logs;
 
 mod cache;
+mod device;
 mod generation;
 mod jobs;
 mod metrics;
@@ -13,6 +14,7 @@ mod statistics;
 mod traffic;
 
 pub use cache::CacheMetrics;
+pub use device::DeviceMetrics;
 pub use generation::GenerationMetrics;
 pub use jobs::JobsMetrics;
 pub use metrics::{FlushCounters, Metrics, ModelMetrics, Outcome, TrialMetrics};

@@ -12,6 +12,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod device_memory;
 pub mod embed_norm;
 pub mod gated;
 #[cfg(feature = "cuda")]
@@ -40,6 +41,7 @@ mod testing;
 
 pub use activation::{Activation, BiasActivation};
 pub use attention::Attention;
+pub use device_memory::free_memory;
 pub use embed_norm::{EmbedNorm, WordTable};
 pub use gated::GatedActivation;
 pub use linear::Linear;

@@ -152,6 +152,11 @@ impl DecoderModel {
         })
     }
 
+    /// Where the weights are and its steps run.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// What the files say.
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec

@@ -91,8 +91,9 @@ pub(in crate::ops) fn upload<const N: usize>(
 impl Staging {
     /// The next buffer, of `total` values at least.
     fn take(&mut self, device: &CudaDevice, total: usize) -> Result<&mut Buffer> {
-        let slot = &mut self.buffers[self.next];
-        self.next = (self.next + 1) % self.buffers.len();
+        let turn = self.next;
+        self.next = (turn + 1) % self.buffers.len();
+        let slot = &mut self.buffers[turn];
         if slot.as_ref().is_none_or(|buffer| buffer.values.len() < total) {
             let context = device.cuda_stream().context().clone();
             if let Some(old) = slot.take() {

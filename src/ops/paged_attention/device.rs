@@ -1,4 +1,4 @@
-//! The op on a CUDA device: launches of `kernels/rope.cu` and `kernels/paged_decode.cu`.
+//! The op on a CUDA device: launches of `kernels/rope.cu`, `paged_decode.cu` and `paged_prefill.cu`.
 //!
 //! The device's cache is laid out for them, `[blocks, kv_heads, head_dim/8, block_size, 8]` and
 //! `[blocks, kv_heads, block_size, head_dim]`. What a step's kernels need to know of its rows goes
@@ -10,11 +10,11 @@ use candle_core::cuda_backend::CudaDevice;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use cudarc::driver::{CudaSlice, DevicePtr};
 
-use super::super::cuda::{Argument, Launch, Operand, output, upload, weight, whole};
+use super::super::cuda::{Argument, Launch, Operand, output, suffix, upload, weight, whole};
 use super::super::operand::dims2;
 use super::super::rms_norm::RmsNorm;
 use super::super::rope::{Rope, RopeStyle};
-use super::rows::PagedRows;
+use super::rows::{PagedRows, RowView};
 use super::{LayerCache, PagedAttention};
 
 /// Keys that a block of the kernel attends to. It decides how sums are cut, so it never changes
@@ -53,6 +53,15 @@ const DECODE: [[&str; 5]; 4] = for_types!(
     "ferry_paged_decode_g4",
     "ferry_paged_decode_g8"
 );
+/// For heads of up to 64, 128 and 256 dimensions. There is none for a cache of f32.
+const PREFILL: [[&str; 5]; 3] = for_types!(
+    "ferry_paged_prefill_d64",
+    "ferry_paged_prefill_d128",
+    "ferry_paged_prefill_d256"
+);
+const PREFILL_DIMS: [usize; 3] = [64, 128, 256];
+/// Queries that a block of the prefill kernel has.
+const PREFILL_QUERIES: usize = 64;
 const REDUCE: [&str; 3] = [
     "ferry_paged_decode_reduce_f32",
     "ferry_paged_decode_reduce_f16",
@@ -78,7 +87,8 @@ impl CustomOp1 for OnDevice<'_> {
     fn cuda_fwd(&self, qkv: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let (tokens, _) = dims2(layout, "qkv")?;
         let values = whole(qkv, layout, "qkv")?;
-        let rows = self.rows.on_device(&qkv.device)?;
+        let runs = self.cache.keys.dtype() != DType::F32;
+        let rows = self.rows.on_device(&qkv.device, runs)?;
         let step = Step {
             op: self.op,
             device: &qkv.device,
@@ -186,22 +196,37 @@ impl Step<'_> {
 
     /// `[tokens, heads · head_dim]`
     fn attend(&self, query: &Operand) -> Result<(CudaStorage, Shape)> {
+        let shape = Shape::from((self.tokens, self.op.heads * self.op.head_dim));
+        let (y, y_values) = output(self.device, &shape, query.dtype)?;
+        if let Some(singles) = &self.rows.singles {
+            self.attend_singles(singles, query, &y_values)?;
+        }
+        if let Some(runs) = &self.rows.runs {
+            self.attend_runs(runs, query, &y_values)?;
+        }
+        Ok((y, shape))
+    }
+
+    fn window(&self) -> i32 {
+        let window = self.op.window;
+        window.map_or(0, |window| window.min(i32::MAX as usize) as i32)
+    }
+
+    /// One query of a sequence at a time.
+    fn attend_singles(&self, rows: &Singles, query: &Operand, y: &Operand) -> Result<()> {
         let PagedAttention {
             heads,
             kv_heads,
             head_dim,
             scale,
-            window,
             softcap,
             ..
         } = *self.op;
-        let shape = Shape::from((self.tokens, heads * head_dim));
-        let (y, y_values) = output(self.device, &shape, query.dtype)?;
-        let rows = self.rows.count;
-        let spans = self.rows.longest.div_ceil(SPAN);
-        let parts = if spans > 1 { rows * heads * spans } else { 0 };
+        let spans = rows.longest.div_ceil(SPAN);
+        let parts = if spans > 1 { rows.count * heads * spans } else { 0 };
         let between = |values: usize| {
-            let made = (parts > 0).then(|| output(self.device, &Shape::from(parts * values), DType::F32));
+            let shape = Shape::from(parts * values);
+            let made = (parts > 0).then(|| output(self.device, &shape, DType::F32));
             made.transpose()
         };
         let (sums, softmax) = (between(head_dim)?, between(2)?);
@@ -210,35 +235,34 @@ impl Step<'_> {
         };
         let group = heads / kv_heads;
         let at_once = group.next_power_of_two().min(MAX_GROUP);
-        let window = window.map_or(0, |window| window.min(i32::MAX as usize) as i32);
         let launch = Launch {
             file: "paged_decode",
             kernel: DECODE[at_once.ilog2() as usize][self.types(query.dtype)?],
             grid: [
                 (kv_heads * group.div_ceil(at_once)) as u32,
                 spans as u32,
-                rows as u32,
+                rows.count as u32,
             ],
             threads: DECODE_THREADS,
             shared_bytes: 0,
         };
         let arguments = [
-            (&y_values).into(),
+            y.into(),
             operand(&sums),
             operand(&softmax),
             query.into(),
             (&self.keys).into(),
             (&self.values).into(),
-            Argument::Address(self.rows.row_tokens),
-            Argument::Address(self.rows.contexts),
-            Argument::Address(self.rows.tables),
+            Argument::Address(rows.tokens),
+            Argument::Address(rows.contexts),
+            Argument::Address(rows.tables),
             (self.rows.table_stride as i32).into(),
             (heads as i32).into(),
             (kv_heads as i32).into(),
             (head_dim as i32).into(),
             (self.block_size as i32).into(),
             (SPAN as i32).into(),
-            window.into(),
+            self.window().into(),
             scale.into(),
             softcap.unwrap_or(0.0).into(),
         ];
@@ -246,35 +270,78 @@ impl Step<'_> {
         // every position of a context, as `PagedRows` has checked; sums and softmax have room for
         // every row, head and span.
         unsafe { launch.run(self.device, &arguments)? };
-        if parts > 0 {
-            let kernel = match query.dtype {
-                DType::F32 => REDUCE[0],
-                DType::F16 => REDUCE[1],
-                _ => REDUCE[2],
-            };
-            let launch = Launch {
-                file: "paged_decode",
-                kernel,
-                grid: [heads as u32, rows as u32, 1],
-                threads: DECODE_THREADS,
-                shared_bytes: 0,
-            };
-            let arguments = [
-                (&y_values).into(),
-                operand(&sums),
-                operand(&softmax),
-                Argument::Address(self.rows.row_tokens),
-                Argument::Address(self.rows.contexts),
-                (heads as i32).into(),
-                (head_dim as i32).into(),
-                (SPAN as i32).into(),
-                window.into(),
-                (spans as i32).into(),
-            ];
-            // SAFETY: as above; the spans are those that the first kernel wrote.
-            unsafe { launch.run(self.device, &arguments)? };
+        if parts == 0 {
+            return Ok(());
         }
-        Ok((y, shape))
+        let launch = Launch {
+            file: "paged_decode",
+            kernel: suffix(REDUCE, query.dtype, "queries")?,
+            grid: [heads as u32, rows.count as u32, 1],
+            threads: DECODE_THREADS,
+            shared_bytes: 0,
+        };
+        let arguments = [
+            y.into(),
+            operand(&sums),
+            operand(&softmax),
+            Argument::Address(rows.tokens),
+            Argument::Address(rows.contexts),
+            (heads as i32).into(),
+            (head_dim as i32).into(),
+            (SPAN as i32).into(),
+            self.window().into(),
+            (spans as i32).into(),
+        ];
+        // SAFETY: as above; the spans are those that the first kernel wrote.
+        unsafe { launch.run(self.device, &arguments) }
+    }
+
+    /// Runs of several tokens of a sequence.
+    fn attend_runs(&self, rows: &Runs, query: &Operand, y: &Operand) -> Result<()> {
+        let PagedAttention {
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            softcap,
+            ..
+        } = *self.op;
+        let types = self.types(query.dtype)?;
+        let Some(size) = PREFILL_DIMS.iter().position(|&dim| head_dim <= dim) else {
+            bail!("there is no kernel for heads of {head_dim} dimensions");
+        };
+        let group = heads / kv_heads;
+        let launch = Launch {
+            file: "paged_prefill",
+            kernel: PREFILL[size][types],
+            grid: [
+                (rows.longest * group).div_ceil(PREFILL_QUERIES) as u32,
+                kv_heads as u32,
+                rows.count as u32,
+            ],
+            threads: DECODE_THREADS,
+            shared_bytes: 0,
+        };
+        let arguments = [
+            y.into(),
+            query.into(),
+            (&self.keys).into(),
+            (&self.values).into(),
+            Argument::Address(rows.first_tokens),
+            Argument::Address(rows.first_positions),
+            Argument::Address(rows.lengths),
+            Argument::Address(rows.tables),
+            (self.rows.table_stride as i32).into(),
+            (heads as i32).into(),
+            (kv_heads as i32).into(),
+            (head_dim as i32).into(),
+            (self.block_size as i32).into(),
+            self.window().into(),
+            scale.into(),
+            softcap.unwrap_or(0.0).into(),
+        ];
+        // SAFETY: as for single queries; runs follow each other in the step, as `PagedRows` has them.
+        unsafe { launch.run(self.device, &arguments) }
     }
 }
 
@@ -290,74 +357,126 @@ pub(super) fn check_heads(head_dim: usize) -> Result<()> {
 }
 
 /// What a step's kernels know of its rows, in device memory. Addresses are into `memory`.
-///
-/// The kernel attends with one query of a sequence at a time, so each token is a row of its own.
 #[derive(Debug)]
 pub(super) struct DeviceRows {
     _memory: Tensor,
     tokens: usize,
-    /// Rows, which are the tokens.
-    count: usize,
-    /// Keys of the longest context.
-    longest: usize,
+    /// Blocks of a row of a table.
     table_stride: usize,
     /// Position of each token.
     positions: u64,
     /// Where each token goes in the cache: `block · block_size + place`.
     slots: u64,
-    /// Token of each row.
-    row_tokens: u64,
-    /// Keys of each row's sequence, its own among them.
-    contexts: u64,
-    /// `[rows, table_stride]`
-    tables: u64,
+    singles: Option<Singles>,
+    runs: Option<Runs>,
     /// By the address of the `Rope`, which outlives the step.
     angles: Mutex<Vec<(usize, CudaSlice<f32>)>>,
 }
 
+/// Tokens that attend one by one.
+#[derive(Debug)]
+struct Singles {
+    count: usize,
+    /// Keys of the longest context.
+    longest: usize,
+    /// Which token of the step each is.
+    tokens: u64,
+    /// Keys of each one's sequence, its own among them.
+    contexts: u64,
+    /// `[count, table_stride]`
+    tables: u64,
+}
+
+/// Runs of tokens of one sequence each.
+#[derive(Debug)]
+struct Runs {
+    count: usize,
+    /// Tokens of the longest.
+    longest: usize,
+    first_tokens: u64,
+    first_positions: u64,
+    lengths: u64,
+    /// `[count, table_stride]`
+    tables: u64,
+}
+
 impl DeviceRows {
-    pub fn upload(rows: &PagedRows, device: &CudaDevice) -> Result<Arc<Self>> {
+    /// With `runs`, several tokens of a sequence attend together; without, each one by one.
+    pub fn upload(rows: &PagedRows, runs: bool, device: &CudaDevice) -> Result<Arc<Self>> {
         let (tokens, block_size) = (rows.tokens(), rows.block_size());
         if tokens > MAX_ROWS {
             bail!("a step on a device has at most {MAX_ROWS} tokens, not {tokens}");
         }
-        let longest = rows.end_position();
-        let table_stride = longest.div_ceil(block_size.max(1)).max(1);
-        let mut values = Vec::with_capacity(tokens * (4 + table_stride));
-        let position = |position: usize| position as u32;
-        values.extend(rows.token_positions().map(position));
-        for row in rows.iter() {
-            values.extend((0..row.tokens).map(|token| {
-                let position = row.first_position + token;
+        let table_stride = rows.end_position().div_ceil(block_size.max(1)).max(1);
+        let mut list = List::default();
+        let positions = list.add(rows.token_positions().map(|position| position as u32));
+        let slots = list.add(rows.iter().flat_map(|row| {
+            (row.first_position..row.first_position + row.tokens).map(move |position| {
                 let block = row.blocks[position / block_size] as usize;
                 (block * block_size + position % block_size) as u32
-            }));
-        }
-        values.extend((0..tokens).map(position));
-        values.extend(rows.token_positions().map(|position| position as u32 + 1));
-        for row in rows.iter() {
-            let used = row.blocks.len().min(table_stride);
-            for _ in 0..row.tokens {
-                values.extend_from_slice(&row.blocks[..used]);
-                values.resize(values.len() + table_stride - used, 0);
-            }
-        }
-        let [memory] = upload(device, [&values])?;
-        let start = weight(&memory, values.len(), DType::U32, "rows")?.address();
-        let at = |index: usize| start + 4 * index as u64;
-        Ok(Arc::new(Self {
+            })
+        }));
+
+        let one_by_one = |row: &RowView<'_>| !runs || row.tokens == 1;
+        let singles: Vec<(RowView<'_>, usize)> = rows
+            .iter()
+            .filter(one_by_one)
+            .flat_map(|row| (0..row.tokens).map(move |token| (row, token)))
+            .collect();
+        let context = |(row, token): &(RowView<'_>, usize)| row.first_position + token + 1;
+        let singles = (!singles.is_empty()).then(|| Singles {
+            count: singles.len(),
+            longest: singles.iter().map(context).max().unwrap_or(0),
+            tokens: list.add(singles.iter().map(|(row, token)| (row.first_token + token) as u32)),
+            contexts: list.add(singles.iter().map(|single| context(single) as u32)),
+            tables: list.add_tables(singles.iter().map(|(row, _)| row), table_stride),
+        });
+
+        let several: Vec<RowView<'_>> = rows
+            .iter()
+            .filter(|row| !one_by_one(row) && row.tokens > 0)
+            .collect();
+        let runs = (!several.is_empty()).then(|| Runs {
+            count: several.len(),
+            longest: several.iter().map(|row| row.tokens).max().unwrap_or(0),
+            first_tokens: list.add(several.iter().map(|row| row.first_token as u32)),
+            first_positions: list.add(several.iter().map(|row| row.first_position as u32)),
+            lengths: list.add(several.iter().map(|row| row.tokens as u32)),
+            tables: list.add_tables(several.iter(), table_stride),
+        });
+
+        let [memory] = upload(device, [&list.values])?;
+        let start = weight(&memory, list.values.len(), DType::U32, "rows")?.address();
+        let mut made = Self {
             tokens,
-            count: tokens,
-            longest,
             table_stride,
-            positions: at(0),
-            slots: at(tokens),
-            row_tokens: at(2 * tokens),
-            contexts: at(3 * tokens),
-            tables: at(4 * tokens),
+            positions,
+            slots,
+            singles,
+            runs,
             angles: Mutex::default(),
             _memory: memory,
-        }))
+        };
+        made.place_at(start);
+        Ok(Arc::new(made))
+    }
+
+    /// Makes addresses of offsets.
+    fn place_at(&mut self, start: u64) {
+        let offsets = [&mut self.positions, &mut self.slots];
+        let singles = self.singles.iter_mut();
+        let singles = singles.flat_map(|s| [&mut s.tokens, &mut s.contexts, &mut s.tables]);
+        let runs = self.runs.iter_mut().flat_map(|r| {
+            [
+                &mut r.first_tokens,
+                &mut r.first_positions,
+                &mut r.lengths,
+                &mut r.tables,
+            ]
+        });
+        for offset in offsets.into_iter().chain(singles).chain(runs) {
+            *offset += start;
+        }
     }
 
     /// Cosines and sines for all tokens of the step, computed once for all layers with this `rope`.
@@ -394,5 +513,35 @@ impl DeviceRows {
         let found = address(&made);
         angles.push((name, made));
         Ok(found)
+    }
+}
+
+/// What goes to the device in one copy, list after list.
+#[derive(Default)]
+struct List {
+    values: Vec<u32>,
+}
+
+impl List {
+    /// Gives the offset of what is added, in bytes.
+    fn add(&mut self, values: impl Iterator<Item = u32>) -> u64 {
+        let offset = size_of_val(&self.values[..]) as u64;
+        self.values.extend(values);
+        offset
+    }
+
+    /// As many blocks of each row, whatever its own number.
+    fn add_tables<'a>(
+        &mut self,
+        rows: impl Iterator<Item = &'a RowView<'a>>,
+        stride: usize,
+    ) -> u64 {
+        let offset = size_of_val(&self.values[..]) as u64;
+        for row in rows {
+            let used = row.blocks.len().min(stride);
+            self.values.extend_from_slice(&row.blocks[..used]);
+            self.values.resize(self.values.len() + stride - used, 0);
+        }
+        offset
     }
 }

@@ -100,16 +100,18 @@ impl PagedRows {
         Ok(paged)
     }
 
-    /// What the kernels of a device know of the rows; copied there by the first layer that asks.
+    /// What the kernels of a device know of the rows; copied there by the first layer that asks,
+    /// which also says whether there is a kernel for `runs` of several tokens.
     #[cfg(feature = "cuda")]
     pub(super) fn on_device(
         &self,
         device: &candle_core::CudaDevice,
+        runs: bool,
     ) -> Result<&super::device::DeviceRows> {
         if let Some(found) = self.on_device.get() {
             return Ok(found);
         }
-        let made = super::device::DeviceRows::upload(self, device)?;
+        let made = super::device::DeviceRows::upload(self, runs, device)?;
         Ok(self.on_device.get_or_init(|| made))
     }
 

@@ -55,6 +55,11 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     // More than all sequences can ever hold would lie idle.
     let most = settings.max_running * context.div_ceil(settings.block_size);
     let blocks = ((settings.cache_mib << 20) / block_bytes).min(most);
+    let blocks = match ops::free_memory(decoder.device()).map_err(ForwardError::from)? {
+        // A tenth of what the weights have left is for what a step computes with.
+        Some(free) => blocks.min(free / 10 * 9 / block_bytes),
+        None => blocks,
+    };
     let cache_tokens = blocks * settings.block_size;
     let max_sequence_tokens = context.min(cache_tokens);
     if cache_tokens < context {
@@ -250,8 +255,7 @@ fn step(
     cache: &KvCache,
     batch: &DecoderBatch,
 ) -> Result<StepOutput, ForwardError> {
-    // Inside the pool, so that an op does not cross threads to get there.
-    rayon::scope(|_| {
+    let run = || {
         let logits = StepLogits::new(decoder.forward(batch, cache)?);
         let statistics = ops::logit_statistics(logits.tensor())?
             .into_iter()
@@ -262,7 +266,13 @@ fn step(
             })
             .collect();
         Ok(StepOutput { logits, statistics })
-    })
+    };
+    if decoder.device().is_cpu() {
+        // Inside the pool, so that an op does not cross threads to get there.
+        rayon::scope(|_| run())
+    } else {
+        run()
+    }
 }
 
 /// The tokens a sequence may have: what the model was made for, or less where the manifest says so.

@@ -11,18 +11,24 @@
 //! checked on the host before the upload, by `models`.
 
 mod attention;
+mod bias_activation;
+mod embed_norm;
 mod gated;
 mod launch;
 mod modules;
 mod operand;
+mod pool;
 mod residual_norm;
 mod rms_norm;
 mod staging;
 
 pub(super) use attention::attention;
+pub(super) use bias_activation::bias_activation;
+pub(super) use embed_norm::embed_norm;
 pub(super) use gated::gated;
 pub(super) use launch::{Argument, Launch};
 pub(super) use operand::{Operand, output, suffix, weight, whole};
+pub(super) use pool::pool;
 pub(super) use residual_norm::residual_norm;
 pub(super) use rms_norm::{residual_rms_norm, rms_norm};
 pub(super) use staging::upload;

@@ -6,8 +6,12 @@
 //! error of each kernel.
 
 mod agreement;
+mod attention;
+mod bias_activation;
 mod buffer;
 mod compiler;
+mod embed_norm;
 mod emulator;
 mod planted;
+mod pool;
 mod residual_norm;

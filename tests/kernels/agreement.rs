@@ -29,7 +29,6 @@ impl Random {
     }
 
     /// `count` indices below `bound`.
-    #[allow(dead_code, reason = "kernels that look something up")]
     pub fn indices(&mut self, count: usize, bound: usize) -> Vec<u32> {
         (0..count)
             .map(|_| ((self.next() >> 33) % bound as u64) as u32)
@@ -42,17 +41,18 @@ pub fn tensor(values: &[f32], shape: impl Into<candle_core::Shape>) -> Tensor {
     Tensor::from_slice(values, shape.into(), &Device::Cpu).expect("values for the shape")
 }
 
-/// The values of a tensor of f32, row by row.
-#[allow(dead_code, reason = "kernels whose op returns a tensor")]
+/// A one-dimensional u32 tensor on the CPU.
+pub fn indices(values: &[u32]) -> Tensor {
+    Tensor::from_slice(values, values.len(), &Device::Cpu).expect("as many indices")
+}
+
+/// The values of a tensor, whatever its shape.
 pub fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor
-        .flatten_all()
-        .and_then(|x| x.to_vec1())
-        .expect("a tensor of f32")
+    let values = tensor.flatten_all().and_then(|x| x.to_vec1());
+    values.expect("f32 on the CPU")
 }
 
 /// `[0, l₀, l₀ + l₁, …]`.
-#[allow(dead_code, reason = "kernels over packed rows")]
 pub fn cu_seqlens(lengths: &[usize]) -> Vec<u32> {
     let mut ends = vec![0u32];
     for length in lengths {
@@ -97,7 +97,7 @@ impl Agreement {
         assert_eq!(results[0].len(), expected.len(), "{kernel}");
         let (absolute, relative) = self.allowed;
         for (i, (got, want)) in results[0].iter().zip(expected).enumerate() {
-            if got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()) {
+            if got == want || (got.is_nan() && want.is_nan()) {
                 continue;
             }
             let error = (got - want).abs();

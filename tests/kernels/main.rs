@@ -6,10 +6,14 @@
 //! error of each kernel.
 
 mod agreement;
+mod attention;
+mod bias_activation;
 mod buffer;
 mod compiler;
+mod embed_norm;
 mod emulator;
 mod gated;
 mod planted;
+mod pool;
 mod residual_norm;
 mod rms_norm;

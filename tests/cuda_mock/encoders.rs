@@ -126,6 +126,7 @@ fn a_forward_pass_waits_for_the_device_once() {
         let model = EncoderModel::load(&fixture("tiny-bert-embed"), &options, device)?;
         model.forward(&batch(&[3], 250))?;
         assert_eq!(waits_of(&model, &batch(&[5, 9], 250), mock)?, 1);
+        assert!(mock.launches_of("ferry_attention_f32_d32") >= 4);
         Ok(())
     });
 }

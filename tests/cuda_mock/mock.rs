@@ -53,14 +53,24 @@ impl Mock {
         Some(mock)
     }
 
-    /// Launches of a kernel in this process so far.
-    pub fn launches(&self, kernel: &str) -> usize {
+    /// Launches of all kernels so far.
+    pub fn launches_of_all(&self) -> usize {
+        self.launches(std::ptr::null())
+    }
+
+    /// Launches of one kernel so far.
+    pub fn launches_of(&self, kernel: &str) -> usize {
         let name = CString::new(kernel).expect("a kernel's name");
+        self.launches(name.as_ptr())
+    }
+
+    fn launches(&self, name: *const c_char) -> usize {
         self.call::<unsafe extern "C" fn(*const c_char) -> usize, _>(
             b"ferry_mock_launches\0",
             |launches| {
-                // SAFETY: the mock's own signature; the name outlives the call.
-                unsafe { launches(name.as_ptr()) }
+                // SAFETY: the mock's own signature; null stands for all, else a name that outlives
+                // the call.
+                unsafe { launches(name) }
             },
         )
     }

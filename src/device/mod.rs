@@ -142,10 +142,18 @@ impl Place {
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Cuda(ordinal) => {
-                Device::new_cuda_with_stream(ordinal).map_err(|error| DeviceError::Open {
+                let device = Device::new_cuda_with_stream(ordinal);
+                let device = device.map_err(|error| DeviceError::Open {
                     place: self.to_string(),
                     reason: error.to_string(),
-                })
+                })?;
+                #[cfg(feature = "cuda")]
+                if let Device::Cuda(cuda) = &device {
+                    // Else each tensor would have two events, to be recorded and waited for.
+                    // SAFETY: all work with the device's tensors is in its one stream, in order.
+                    unsafe { cuda.disable_event_tracking() };
+                }
+                Ok(device)
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use cudarc::driver::{LaunchConfig, PushKernelArg};
+use ferry::device::Place;
 
 use super::mock::{Mock, Outcome, on_device};
 
@@ -67,7 +68,7 @@ fn fault_of(test: impl FnOnce(&Device, &Mock) -> Outcome) -> String {
     let Some(mock) = Mock::new() else {
         return String::new();
     };
-    let device = Device::new_cuda_with_stream(0).expect("the mock's device");
+    let device = Place::Cuda(0).open().expect("the mock's device");
     let outcome = test(&device, &mock);
     let faults = mock.faults();
     assert!(outcome.is_err(), "nothing went wrong: {faults}");

@@ -10,6 +10,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use candle_core::Device;
+use ferry::device::Place;
 use super::compiler::{self, Watch};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
@@ -26,7 +27,7 @@ pub struct Mock {
 /// the mock must have had nothing to complain of.
 pub fn on_device(test: impl FnOnce(&Device, &Mock) -> Outcome) {
     let Some(mock) = Mock::new() else { return };
-    let device = Device::new_cuda_with_stream(0).expect("the mock's device");
+    let device = Place::Cuda(0).open().expect("the mock's device");
     let outcome = test(&device, &mock);
     drop(device);
     let faults = mock.faults();

@@ -12,6 +12,7 @@ mod buffer;
 mod compiler;
 mod embed_norm;
 mod emulator;
+mod language;
 mod planted;
 mod pool;
 mod residual_norm;

@@ -17,7 +17,7 @@ fn run(
 ) -> Option<Result<(), String>> {
     let source = format!("#include \"fragments.cuh\"\n{body}\nFERRY_KERNEL(word, 0);\n");
     let emulator = Emulator::of_source("word", &source)?;
-    Some(emulator.run("word", Launch::new([grid, 1, 1], threads), order, arguments))
+    Some(emulator.launch("word", Launch::new([grid, 1, 1], threads), order, arguments))
 }
 
 #[test]
@@ -37,7 +37,12 @@ extern "C" __global__ void word(const unsigned *bits, unsigned *to, unsigned *fr
     let mut bits: Vec<u32> = (0..=u16::MAX)
         .flat_map(|half| {
             let exact = f16::from_bits(half).to_f32().to_bits();
-            [exact, exact ^ 0x1000, exact ^ 0x1001, u32::from(half) << 16 | 0x8000]
+            [
+                exact,
+                exact ^ 0x1000,
+                exact ^ 0x1001,
+                u32::from(half) << 16 | 0x8000,
+            ]
         })
         .collect();
     bits.extend((0..10_000).map(|_| random.next() as u32));
@@ -62,7 +67,11 @@ extern "C" __global__ void word(const unsigned *bits, unsigned *to, unsigned *fr
             assert!(f16::from_bits(to[i] as u16).is_nan() && f32::from_bits(bfrom[i]).is_nan());
         } else {
             assert_eq!(to[i] as u16, f16::from_f32(value).to_bits(), "{value:e}");
-            assert_eq!(bfrom[i], bf16::from_f32(value).to_f32().to_bits(), "{value:e}");
+            assert_eq!(
+                bfrom[i],
+                bf16::from_f32(value).to_f32().to_bits(),
+                "{value:e}"
+            );
         }
         let half = f16::from_bits((bits >> 16) as u16).to_f32();
         let got = f32::from_bits(from[i]);
@@ -120,7 +129,11 @@ extern "C" __global__ void word(const unsigned *x, unsigned *y) {
                 (v >> 8 & 0xff) | 0x0002_0100 | 0x0300_0000,
                 (1 + (v as i8 as i32) * 2 - 3).cast_unsigned(),
             ];
-            assert_eq!(y[thread * 12..][..12], expected, "thread {thread}, {order:?}");
+            assert_eq!(
+                y[thread * 12..][..12],
+                expected,
+                "thread {thread}, {order:?}"
+            );
         }
     }
 }
@@ -128,9 +141,18 @@ extern "C" __global__ void word(const unsigned *x, unsigned *y) {
 #[test]
 fn a_shuffle_from_a_lane_outside_of_the_mask_and_a_missing_lane_are_errors() {
     for (body, what) in [
-        ("if (threadIdx.x < 16) y[0] = __shfl_sync(0xffffu, 1, 20);", "not in mask"),
-        ("if (threadIdx.x < 16) y[0] = __shfl_sync(~0u, 1, 2);", "has ended"),
-        ("if (threadIdx.x < 16) __syncthreads(); else __syncwarp();", "don't come"),
+        (
+            "if (threadIdx.x < 16) y[0] = __shfl_sync(0xffffu, 1, 20);",
+            "not in mask",
+        ),
+        (
+            "if (threadIdx.x < 16) y[0] = __shfl_sync(~0u, 1, 2);",
+            "has ended",
+        ),
+        (
+            "if (threadIdx.x < 16) __syncthreads(); else __syncwarp();",
+            "don't come",
+        ),
     ] {
         let source = format!("extern \"C\" __global__ void word(int *y) {{ {body} (void)y; }}");
         let y = Buffer::indices("y", &[0]);
@@ -175,7 +197,10 @@ fn within_a_warp_a_syncwarp_orders_memory_and_a_shuffle_does_not() {
 fn atomics_do_not_race_among_themselves_but_with_plain_accesses() {
     for (body, races) in [
         ("atomicAdd(&y[0], 1.0f);", false),
-        ("atomicAdd(&y[0], 1.0f); if (threadIdx.x == 3) y[0] = 0.0f;", true),
+        (
+            "atomicAdd(&y[0], 1.0f); if (threadIdx.x == 3) y[0] = 0.0f;",
+            true,
+        ),
         ("y[0] += 1.0f;", true),
     ] {
         let source = format!("extern \"C\" __global__ void word(float *y) {{ {body} }}");
@@ -260,7 +285,10 @@ extern "C" __global__ void word(const __half *a, const __half *b, const __half *
         for (i, got) in d.to_floats(Number::F32).into_iter().enumerate() {
             let (row, column) = (i % 128 / 8, i % 8);
             let want: f32 = (0..16).map(|k| a[row * 16 + k] * b[k * 8 + column]).sum();
-            assert!((got - want).abs() < 1e-5, "{row}, {column}: {got}, not {want}");
+            assert!(
+                (got - want).abs() < 1e-5,
+                "{row}, {column}: {got}, not {want}"
+            );
         }
     }
 }
@@ -269,5 +297,7 @@ extern "C" __global__ void word(const __half *a, const __half *b, const __half *
 fn words(buffer: &Buffer) -> Vec<u32> {
     let bytes = buffer.to_bytes();
     let words = bytes.chunks_exact(4);
-    words.map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    words
+        .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect()
 }

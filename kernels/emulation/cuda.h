@@ -38,6 +38,7 @@
                                                    &::emulation::invoke<decltype(&kernel), &kernel>, \
                                                    ::emulation::parameters(&kernel))
 
+// Not instrumented. That does not extend to lambdas inside.
 #define EMULATION_UNWATCHED __attribute__((no_sanitize("thread"), noinline))
 
 namespace emulation {

@@ -41,24 +41,28 @@ pub fn tensor(values: &[f32], shape: impl Into<candle_core::Shape>) -> Tensor {
     Tensor::from_slice(values, shape.into(), &Device::Cpu).expect("values for the shape")
 }
 
-/// A one-dimensional u32 tensor on the CPU.
-pub fn indices(values: &[u32]) -> Tensor {
-    Tensor::from_slice(values, values.len(), &Device::Cpu).expect("as many indices")
-}
-
-/// The values of a tensor, whatever its shape.
+/// The values of a tensor of f32, row by row.
+#[allow(dead_code, reason = "kernels whose op returns a tensor")]
 pub fn values(tensor: &Tensor) -> Vec<f32> {
-    let values = tensor.flatten_all().and_then(|x| x.to_vec1());
-    values.expect("f32 on the CPU")
+    tensor
+        .flatten_all()
+        .and_then(|x| x.to_vec1())
+        .expect("a tensor of f32")
 }
 
 /// `[0, l₀, l₀ + l₁, …]`.
+#[allow(dead_code, reason = "kernels over packed rows")]
 pub fn cu_seqlens(lengths: &[usize]) -> Vec<u32> {
     let mut ends = vec![0u32];
     for length in lengths {
         ends.push(ends.last().copied().unwrap_or(0) + *length as u32);
     }
     ends
+}
+
+/// A one-dimensional u32 tensor on the CPU.
+pub fn indices(values: &[u32]) -> Tensor {
+    Tensor::from_slice(values, values.len(), &Device::Cpu).expect("as many indices")
 }
 
 /// The error of one kernel over all of its cases.

@@ -56,7 +56,7 @@ impl Case<'_> {
             Argument::I32(dim as i32),
         ];
         let kernel = format!("ferry_attention_{}_d{columns}", number.name());
-        emulator.launch(&kernel, Launch::new(grid, THREADS), order, &arguments);
+        emulator.run(&kernel, Launch::new(grid, THREADS), order, &arguments);
         y.to_floats(number)
     }
 }
@@ -167,7 +167,10 @@ fn attention_neither_overflows_nor_loses_the_row_on_large_scores() {
         let got = case.run(&emulator, &qkv, None, Order::Forward);
         for (got, want) in got.iter().zip(&expected) {
             let allowed = 1e-2 + 0.3 * number.rounding() * 40.0;
-            assert!((got - want).abs() < allowed, "{number:?}: {got}, not {want}");
+            assert!(
+                (got - want).abs() < allowed,
+                "{number:?}: {got}, not {want}"
+            );
         }
     }
 }

@@ -37,7 +37,7 @@ fn run(
         Argument::I32(activation as i32),
     ];
     let kernel = format!("ferry_bias_activation_{}", number.name());
-    emulator.launch(
+    emulator.run(
         &kernel,
         Launch::new([tokens, 1, 1], THREADS),
         order,

@@ -95,7 +95,7 @@ impl Case {
         ];
         arguments.extend(sizes.map(|size| Argument::I32(size as i32)));
         let kernel = format!("ferry_embed_norm_{}", number.name());
-        emulator.launch(&kernel, Launch::new(grid, THREADS), order, &arguments);
+        emulator.run(&kernel, Launch::new(grid, THREADS), order, &arguments);
         y.to_floats(number)
     }
 }
@@ -152,7 +152,10 @@ fn embed_norm_makes_a_row_nan_whose_index_is_outside_of_its_table() {
     let ends = [0, 4, 6];
     let inputs = [&tokens[..], &types, &ends];
     let y = case.run(&emulator, Number::F32, inputs, Order::Forward);
-    let bad: Vec<bool> = y.chunks(8).map(|row| row.iter().all(|x| x.is_nan())).collect();
+    let bad: Vec<bool> = y
+        .chunks(8)
+        .map(|row| row.iter().all(|x| x.is_nan()))
+        .collect();
     assert_eq!(bad, [false, true, true, true, true, false]);
     let good = |row: usize| y[row * 8..][..8].iter().all(|x| x.is_finite());
     assert!(good(0) && good(5));

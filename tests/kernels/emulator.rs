@@ -103,18 +103,18 @@ impl Emulator {
         })
     }
 
-    /// [`Self::run`], of a kernel that must not fail.
+    /// [`Self::launch`], of a kernel that must not fail.
     ///
     /// # Panics
     /// If it does.
-    pub fn launch(&self, kernel: &str, launch: Launch, order: Order, arguments: &[Argument]) {
-        if let Err(error) = self.run(kernel, launch, order, arguments) {
+    pub fn run(&self, kernel: &str, launch: Launch, order: Order, arguments: &[Argument]) {
+        if let Err(error) = self.launch(kernel, launch, order, arguments) {
             panic!("{error}");
         }
     }
 
     /// Runs `kernel` over the whole grid, or says what it did that a device would not forgive.
-    pub fn run(
+    pub fn launch(
         &self,
         kernel: &str,
         launch: Launch,

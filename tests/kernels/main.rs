@@ -13,6 +13,7 @@ mod compiler;
 mod embed_norm;
 mod emulator;
 mod gated;
+mod language;
 mod planted;
 mod pool;
 mod residual_norm;

@@ -31,7 +31,7 @@ fn block_sum(from: &str, to: &str) -> Option<Vec<Result<f32, String>>> {
         let y = Buffer::output("y", Number::F32, 2);
         let launch = Launch::new([2, 1, 1], 128);
         let arguments = [Argument::Buffer(&x), Argument::Buffer(&y)];
-        emulator.run("block_sum", launch, order, &arguments)?;
+        emulator.launch("block_sum", launch, order, &arguments)?;
         let y = y.to_floats(Number::F32);
         Ok(y[0] + y[1])
     };
@@ -112,7 +112,7 @@ fn attention(from: &str, to: &str, number: Number, order: Order) -> Option<Resul
         Argument::I32(dim as i32),
     ];
     let kernel = format!("ferry_attention_{}_d32", number.name());
-    Some(emulator.run(&kernel, launch, order, &arguments))
+    Some(emulator.launch(&kernel, launch, order, &arguments))
 }
 
 #[test]
@@ -147,9 +147,18 @@ fn copies_that_nobody_waits_for_are_caught() {
 fn wrong_indices_in_attention_are_out_of_bounds() {
     for (from, to) in [
         ("first + key < head.length && column", "column"),
-        ("query + row * 8 >= head.length", "query + row * 8 > head.length"),
-        ("keys[pair * 16 + lane / 16 * 8", "keys[pair * 16 + lane / 8 * 8"),
-        ("size_t(begin + query + row * 8)", "size_t(begin + query + row * 9)"),
+        (
+            "query + row * 8 >= head.length",
+            "query + row * 8 > head.length",
+        ),
+        (
+            "keys[pair * 16 + lane / 16 * 8",
+            "keys[pair * 16 + lane / 8 * 8",
+        ),
+        (
+            "size_t(begin + query + row * 8)",
+            "size_t(begin + query + row * 9)",
+        ),
     ] {
         let Some(result) = attention(from, to, Number::F16, Order::Forward) else {
             return;
@@ -170,12 +179,17 @@ fn a_launch_that_does_not_fit_the_kernel_is_refused() {
     };
     for (kernel, grid, threads, what) in [
         ("ferry_residual_norm_f8", [1, 1, 1], 128, "no kernel"),
-        ("ferry_residual_norm_f32", [1, 1, 1], 256, "must have 128x1x1"),
+        (
+            "ferry_residual_norm_f32",
+            [1, 1, 1],
+            256,
+            "must have 128x1x1",
+        ),
         ("ferry_residual_norm_f32", [0, 1, 1], 128, "grid"),
         ("ferry_residual_norm_f32", [1, 1, 1], 2048, "2048x1x1"),
     ] {
         let launch = Launch::new(grid, threads);
-        let error = emulator.run(kernel, launch, Order::Forward, &[]);
+        let error = emulator.launch(kernel, launch, Order::Forward, &[]);
         assert!(error.is_err_and(|error| error.contains(what)), "{what}");
     }
 }

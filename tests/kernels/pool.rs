@@ -33,7 +33,7 @@ fn run(
     ];
     let kernel = format!("ferry_pool_{}", number.name());
     let launch = Launch::new([rows as u32, 1, 1], THREADS);
-    emulator.launch(&kernel, launch, order, &arguments);
+    emulator.run(&kernel, launch, order, &arguments);
     y.to_floats(Number::F32)
 }
 

@@ -62,7 +62,7 @@ fn residual_norm_agrees_with_the_cpu_op() {
                     Argument::I32(tokens as i32),
                     Argument::I32(hidden as i32),
                 ];
-                emulator.launch(&kernel, launch, order, &arguments);
+                emulator.run(&kernel, launch, order, &arguments);
                 x.to_floats(number)
             });
         }

@@ -6,14 +6,19 @@
 //! error of each kernel.
 
 mod agreement;
+mod attention;
+mod bias_activation;
 mod buffer;
 mod compiler;
+mod embed_norm;
 mod emulator;
 mod gated;
+mod language;
 mod paged;
 mod paged_decode;
 mod paged_prefill;
 mod planted;
+mod pool;
 mod quantized;
 mod residual_norm;
 mod rms_norm;

@@ -75,9 +75,8 @@ __device__ __forceinline__ C *piece(C (&tile)[KEYS<D>][D], int key, int column) 
 
 // Begins to copy K of a tile; zeros for what is not looked at and beyond `dim`. Notes for V where
 // the keys' rows are. A thread has one key, and neighbours have neighbours.
-template <typename C, int D>
-__device__ __forceinline__ void copy_keys(C (&tile)[KEYS<D>][D], int (&rows)[KEYS<D>],
-                                          const Source<C> &source, int first) {
+template <typename C, int D> __device__ __forceinline__ void
+copy_keys(C (&tile)[KEYS<D>][D], int (&rows)[KEYS<D>], const Source<C> &source, int first) {
     const int key = threadIdx.x % KEYS<D>;
     const int position = first + key;
     const bool seen = position >= source.begin && position < source.end;
@@ -91,16 +90,16 @@ __device__ __forceinline__ void copy_keys(C (&tile)[KEYS<D>][D], int (&rows)[KEY
 #pragma unroll 4
     for (int part = threadIdx.x / KEYS<D>; part < D / EIGHT; part += THREADS / KEYS<D>) {
         const bool there = seen && part * EIGHT < source.dim;
-        const C *at = there ? from + static_cast<size_t>(part) * source.block_size * EIGHT : source.keys;
+        const C *at =
+            there ? from + static_cast<size_t>(part) * source.block_size * EIGHT : source.keys;
         copy_async(piece<C, D>(tile, key, part * EIGHT), at, there);
     }
     commit_copies();
 }
 
 // Begins to copy V of a tile. Neighbouring threads have neighbouring pieces of a key.
-template <typename C, int D>
-__device__ __forceinline__ void copy_values(C (&tile)[KEYS<D>][D], const int (&rows)[KEYS<D>],
-                                            const Source<C> &source) {
+template <typename C, int D> __device__ __forceinline__ void
+copy_values(C (&tile)[KEYS<D>][D], const int (&rows)[KEYS<D>], const Source<C> &source) {
     constexpr int PIECES = D / EIGHT;
     const int column = threadIdx.x % PIECES * EIGHT;
 #pragma unroll 4
@@ -115,8 +114,9 @@ __device__ __forceinline__ void copy_values(C (&tile)[KEYS<D>][D], const int (&r
 
 // This lane's part of the 16 dimensions of a step, of its two queries; 0 for what does not exist.
 template <typename C, typename T>
-__device__ __forceinline__ void load_queries(unsigned (&to)[4], const T *q, const size_t (&places)[2],
-                                             const bool (&exist)[2], int step, int dim) {
+__device__ __forceinline__ void load_queries(unsigned (&to)[4], const T *q,
+                                             const size_t (&places)[2], const bool (&exist)[2],
+                                             int step, int dim) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int column = step * DEPTH + i / 2 * 8 + threadIdx.x % 4 * 2;
@@ -128,15 +128,13 @@ __device__ __forceinline__ void load_queries(unsigned (&to)[4], const T *q, cons
     }
 }
 
-template <int D, typename T, typename C>
-__device__ __forceinline__ void attend(T *y, const T *q, const C *keys, const C *values,
-                                       const int *first_tokens, const int *first_positions,
-                                       const int *lengths, const int *tables, int table_stride,
-                                       int heads, int kv_heads, int dim, int block_size, int window,
-                                       float scale, float softcap) {
+template <int D, typename T, typename C> __device__ __forceinline__ void
+attend(T *y, const T *q, const C *keys, const C *values, const int *first_tokens,
+       const int *first_positions, const int *lengths, const int *tables, int table_stride,
+       int heads, int kv_heads, int dim, int block_size, int window, float scale, float softcap) {
     constexpr int KEYS = paged_prefill::KEYS<D>;
     // Steps whose loads of Q may be under way together.
-    constexpr int AT_ONCE = KEEPS_Q<D> ? D / DEPTH : 4;
+    [[maybe_unused]] constexpr int AT_ONCE = KEEPS_Q<D> ? D / DEPTH : 4;
     SHARED_ARRAY(C, key_tile, [KEYS][D]);
     SHARED_ARRAY(C, value_tile, [KEYS][D]);
     SHARED_ARRAY(int, rows, [KEYS]);
@@ -171,7 +169,8 @@ __device__ __forceinline__ void attend(T *y, const T *q, const C *keys, const C 
         const int token = query / group;
         positions[i] = first_position + token;
         places[i] = (static_cast<size_t>(first_tokens[row] + token) * heads + blockIdx.y * group +
-                     query % group) * dim;
+                     query % group) *
+                    dim;
     }
 
     int first = source.begin / KEYS * KEYS;
@@ -194,7 +193,7 @@ __device__ __forceinline__ void attend(T *y, const T *q, const C *keys, const C 
         float s[KEYS / EIGHT][4] = {};
 #pragma unroll AT_ONCE
         for (int step = 0; step < D / DEPTH; step++) {
-            unsigned(&queries)[4] = kept[KEEPS_Q<D> ? step : 0];
+            unsigned (&queries)[4] = kept[KEEPS_Q<D> ? step : 0];
             // Read again from L1.
             if constexpr (!KEEPS_Q<D>) load_queries<C>(queries, q, places, exist, step, dim);
 #pragma unroll
@@ -273,7 +272,8 @@ __device__ __forceinline__ void attend(T *y, const T *q, const C *keys, const C 
         for (int column = 0; column < D / EIGHT; column++) {
             const int at = column * EIGHT + 2 * t;
             if (at >= dim) break;
-            const Floats<2> pair = {{out[column][2 * i] * inverse, out[column][2 * i + 1] * inverse}};
+            const Floats<2> pair = {
+                {out[column][2 * i] * inverse, out[column][2 * i + 1] * inverse}};
             store<2>(y + places[i] + at, pair);
         }
     }

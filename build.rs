@@ -1,4 +1,9 @@
-//! Compiles the protos in pure Rust (no `protoc`) and keeps their descriptors for reflection.
+//! Compiles the protos in pure Rust (no `protoc`) and keeps their descriptors for reflection; with the
+//! feature `cuda`, also the CUDA kernels.
+
+#[cfg(feature = "cuda")]
+#[path = "build/cuda.rs"]
+mod cuda;
 
 use std::{env, error::Error, path::PathBuf};
 
@@ -26,5 +31,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".inference.ModelInferResponse.raw_output_contents")
         .codec_path("crate::api::codec::InputCheckedCodec")
         .compile_fds(descriptors)?;
+
+    #[cfg(feature = "cuda")]
+    cuda::build(&out_dir)?;
     Ok(())
 }

@@ -151,6 +151,18 @@ pub enum RequestError {
         /// Which bound, and what makes room.
         what: String,
     },
+    /// The device has no room for this row, even alone.
+    #[error("out of memory on the device: {what}; send less text, or fewer tokens, at a time")]
+    DeviceMemory {
+        /// What the device said.
+        what: String,
+    },
+    /// The device under the model is lost, and no other instance is left.
+    #[error("the device under the model failed: {reason}")]
+    DeviceLost {
+        /// What the device said.
+        reason: String,
+    },
     /// Ferry's own fault.
     #[error("internal error: {what}")]
     Internal {
@@ -185,6 +197,8 @@ impl RequestError {
         match self {
             Self::Overloaded { retry_after, .. }
             | Self::DeadlineUnreachable { retry_after, .. } => Some(*retry_after),
+            // It is being made anew, or the process is being replaced.
+            Self::DeviceLost { .. } => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

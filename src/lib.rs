@@ -12,6 +12,7 @@ pub mod batching;
 pub mod cache;
 pub mod cli;
 pub mod config;
+pub mod device;
 pub mod engine;
 pub mod error;
 pub mod generation;

@@ -4,11 +4,11 @@
 //! | --- | --- | --- |
 //! | `InvalidArgument`, `WrongTask` | `INVALID_ARGUMENT` | 400 |
 //! | `ModelNotFound`, `VersionNotFound` | `NOT_FOUND` | 404 |
-//! | `ModelNotReady`, `ShuttingDown` | `UNAVAILABLE` | 503 |
+//! | `ModelNotReady`, `ShuttingDown`, `DeviceLost` (with a retry hint) | `UNAVAILABLE` | 503 |
 //! | `Overloaded`, `DeadlineUnreachable` | `RESOURCE_EXHAUSTED`, with a retry hint | 429 |
 //! | `DeadlineExceeded` | `DEADLINE_EXCEEDED` | 504 |
 //! | `NotFound` | `NOT_FOUND` | 404 |
-//! | `NoRoom` | `RESOURCE_EXHAUSTED` | 507 |
+//! | `NoRoom`, `DeviceMemory` | `RESOURCE_EXHAUSTED` | 507 |
 //! | `Cancelled` | `CANCELLED` | 499 |
 //! | `Refused` | `FAILED_PRECONDITION` | 409 |
 //! | `Unauthenticated` | `UNAUTHENTICATED` | 401 |
@@ -42,7 +42,9 @@ pub fn map(error: &RequestError) -> Mapped {
         E::ModelNotFound { .. } | E::VersionNotFound { .. } => {
             (Code::NotFound, 404, Outcome::Invalid)
         }
-        E::ModelNotReady { .. } | E::ShuttingDown => (Code::Unavailable, 503, Outcome::Unavailable),
+        E::ModelNotReady { .. } | E::ShuttingDown | E::DeviceLost { .. } => {
+            (Code::Unavailable, 503, Outcome::Unavailable)
+        }
         E::Overloaded { .. } | E::DeadlineUnreachable { .. } => {
             (Code::ResourceExhausted, 429, Outcome::Overloaded)
         }
@@ -52,7 +54,9 @@ pub fn map(error: &RequestError) -> Mapped {
         E::Unauthenticated { .. } => (Code::Unauthenticated, 401, Outcome::Invalid),
         E::NotPermitted { .. } => (Code::PermissionDenied, 403, Outcome::Invalid),
         E::NotFound { .. } => (Code::NotFound, 404, Outcome::Invalid),
-        E::NoRoom { .. } => (Code::ResourceExhausted, 507, Outcome::Overloaded),
+        E::NoRoom { .. } | E::DeviceMemory { .. } => {
+            (Code::ResourceExhausted, 507, Outcome::Overloaded)
+        }
         E::Unimplemented { .. } => (Code::Unimplemented, 501, Outcome::Invalid),
         E::Internal { .. } => (Code::Internal, 500, Outcome::Internal),
     };

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Failure, io_runtime};
 use crate::{
-    config::{ServerConfig, Task, admin::Secret, server::LogFormat},
+    config::{DeviceChoice, ServerConfig, Task, admin::Secret, server::LogFormat},
     server::Server,
     telemetry::logs,
 };
@@ -42,6 +42,9 @@ pub struct Serve {
     /// Address to listen on, for gRPC and HTTP.
     #[arg(long, value_name = "ADDRESS", env = "FERRY_HOST")]
     host: Option<std::net::IpAddr>,
+    /// What models run on whose manifests don't say: auto, cpu, cuda, cuda:N, or several with commas.
+    #[arg(long, value_name = "DEVICE", env = "FERRY_DEVICE")]
+    device: Option<DeviceChoice>,
     /// Keep jobs in this folder; without one there are no jobs.
     #[arg(long, value_name = "DIR", env = "FERRY_JOBS")]
     jobs: Option<PathBuf>,
@@ -101,6 +104,9 @@ impl Serve {
             config.admin.token = Some(Secret::new(token));
             config.admin.token_file = None;
         }
+        if let Some(device) = self.device {
+            config.models.device = device;
+        }
         if let Some(directory) = self.jobs {
             config.jobs.directory = directory;
         }
@@ -123,6 +129,7 @@ async fn serve(config: ServerConfig) -> Result<(), Failure> {
         admin = server.admin_address.map(tracing::field::display),
         "listening; loading models"
     );
+    let mut lost = None;
     let stopped = tokio::select! {
         _ = terminate.recv() => true,
         _ = interrupt.recv() => true,
@@ -135,9 +142,20 @@ async fn serve(config: ServerConfig) -> Result<(), Failure> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            reason = server.device_lost() => lost = Some(reason),
         }
     }
-    if server.shut_down().await {
+    if let Some(reason) = &lost {
+        tracing::error!(
+            reason,
+            "a device is lost and models.on_device_failure is \"exit\"; ending"
+        );
+    }
+    let in_time = server.shut_down().await;
+    if let Some(reason) = lost {
+        return Err(format!("the device under a model is lost: {reason}").into());
+    }
+    if in_time {
         Ok(())
     } else {
         Err("not every accepted request could be answered before the drain limit".into())

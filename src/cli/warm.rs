@@ -62,6 +62,7 @@ impl Warm {
             } else {
                 CanaryUse::Check
             },
+            ..LoadSettings::of(&config.models)
         };
         let models = self.find(&config)?;
         println!("{}", heading());

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 pub use super::warmup::{CanaryConfig, CanaryInput, WarmupConfig, WarmupPrompt, WarmupShape};
 use super::{
-    CacheConfig, ConfigError, GenerateConfig, Quantize, RolloutConfig, ShareConfig, VersionsConfig,
-    Violation, read_checked, rollout,
+    CacheConfig, ConfigError, DeviceChoice, GenerateConfig, Quantize, RolloutConfig, ShareConfig,
+    VersionsConfig, Violation, read_checked, rollout,
 };
 
 /// What a model does.
@@ -236,13 +236,19 @@ impl BatchingConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ResourcesConfig {
-    /// Executors that run batches side by side.
+    /// Executors that run batches side by side; at least one for each device.
     pub instances: usize,
+    /// Which device, or which GPUs; unset for the server's `models.device`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceChoice>,
 }
 
 impl Default for ResourcesConfig {
     fn default() -> Self {
-        Self { instances: 1 }
+        Self {
+            instances: 1,
+            device: None,
+        }
     }
 }
 
@@ -317,6 +323,17 @@ impl ModelManifest {
             "resources.instances",
             self.resources.instances,
             "1 where task = \"generate\": one instance batches all sequences",
+        )?;
+        let devices = self
+            .resources
+            .device
+            .as_ref()
+            .map_or(1, DeviceChoice::count);
+        Violation::unless(
+            self.task != Task::Generate || devices == 1,
+            "resources.device",
+            devices,
+            "one device where task = \"generate\"",
         )?;
         Violation::unless(
             (1..=256).contains(&self.resources.instances),

@@ -9,8 +9,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigError, JobsConfig, Violation, admin::AdminConfig, auth::AuthConfig, read_checked,
-    tls::TlsConfig,
+    ConfigError, DeviceChoice, JobsConfig, OnDeviceFailure, Violation, admin::AdminConfig,
+    auth::AuthConfig, read_checked, tls::TlsConfig,
 };
 
 /// Everything `ferry serve` can be told. Each section and key may be left out.
@@ -51,6 +51,10 @@ pub struct ModelsConfig {
     pub serve: Vec<String>,
     /// Whether a model that fails to load at start stops the server.
     pub require_all: bool,
+    /// What models run on whose manifests don't say.
+    pub device: DeviceChoice,
+    /// What happens when a device under a model fails for good.
+    pub on_device_failure: OnDeviceFailure,
     /// Who may change what is served after the start.
     pub control: ModelControl,
     /// Whether models are loaded at the start; without, each waits for somebody to ask for it.
@@ -101,6 +105,8 @@ impl Default for ModelsConfig {
             directory: PathBuf::from("models"),
             serve: Vec::new(),
             require_all: false,
+            device: DeviceChoice::Auto,
+            on_device_failure: OnDeviceFailure::Restart,
             control: ModelControl::Api,
             load_at_start: true,
             poll_seconds: 5.0,

@@ -7,8 +7,10 @@ pub mod continuous;
 pub mod dynamic;
 
 mod panics;
+mod recovery;
 
 pub use continuous::{GenerationEngine, GenerationOptions};
 pub use dynamic::{
     Answers, Departure, Engine, EngineOptions, Forward, RowAnswer, RowWork, is_finite,
 };
+pub use recovery::{Changed, Recovery, Reload, Supervision};

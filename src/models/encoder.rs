@@ -24,7 +24,7 @@ use super::projection::Projection;
 use super::source::Source;
 use super::spec::EncoderSpec;
 use super::tensor_plan::ProjectionPlan;
-use crate::ops::{Attention, BiasActivation, EmbedNorm, Pool, Pooling, ResidualNorm};
+use crate::ops::{Attention, BiasActivation, EmbedNorm, Pool, Pooling, ResidualNorm, upload};
 
 /// How to load an encoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,6 +132,10 @@ impl EncoderModel {
             return Ok(Vec::new());
         }
         self.check(batch)?;
+        if !self.device.is_cpu() {
+            // What is loaded for a device belongs to this thread.
+            return Ok(self.run(batch)?);
+        }
         // Inside the thread pool, so that each op finds itself on one of its threads: from outside,
         // every op would hand its work over and be woken when it is done, some 60 times a batch.
         Ok(rayon::scope(|_| self.run(batch))?)
@@ -168,21 +172,17 @@ impl EncoderModel {
     }
 
     fn run(&self, batch: &PackedBatch) -> DeviceResult<Vec<RowOutput>> {
-        let upload = |ids: &[u32]| Tensor::from_slice(ids, ids.len(), &self.device);
-        let mut cu_seqlens = upload(batch.cu_seqlens())?;
-        let mut x = self.embed.apply(
-            &upload(batch.tokens())?,
-            &upload(batch.type_ids())?,
-            &cu_seqlens,
-        )?;
+        let lists = [batch.tokens(), batch.type_ids(), batch.cu_seqlens()];
+        let [tokens, type_ids, mut cu_seqlens] = upload(&self.device, lists)?;
+        let mut x = self.embed.apply(&tokens, &type_ids, &cu_seqlens)?;
         let last = self.layers.len() - 1;
         for (i, layer) in self.layers.iter().enumerate() {
             let keep = self.single_token.filter(|_| i == last);
-            x = layer.forward(&x, &cu_seqlens, keep)?;
+            x = layer.forward(&x, &cu_seqlens, batch.max_len(), keep)?;
         }
         if self.single_token.is_some() {
             let ends: Vec<u32> = (0..=batch.rows() as u32).collect();
-            cu_seqlens = upload(&ends)?;
+            [cu_seqlens] = upload(&self.device, [&ends])?;
         }
         self.head.forward(&x, &cu_seqlens, batch.lengths())
     }
@@ -271,14 +271,16 @@ impl Layer {
     }
 
     /// `x` `[tokens, hidden]` to the same shape, or to `[rows, hidden]` if one token per row is
-    /// all that is kept.
+    /// all that is kept. No row has more than `longest` tokens.
     fn forward(
         &self,
         x: &Tensor,
         cu_seqlens: &Tensor,
+        longest: usize,
         keep: Option<Pooling>,
     ) -> DeviceResult<Tensor> {
-        let attended = self.attention.apply(&self.qkv.apply(x)?, cu_seqlens)?;
+        let qkv = self.qkv.apply(x)?;
+        let attended = self.attention.apply_within(&qkv, cu_seqlens, longest)?;
         let (attended, x) = match keep {
             None => (attended, x.clone()),
             Some(pooling) => {

@@ -13,7 +13,7 @@ use super::projection::{Embedding, Projection};
 use super::quantize::{encode, fitting};
 use super::source::Source;
 use super::tensor_plan::{ProjectionPlan, TensorPlan};
-use crate::ops::{QuantizedLinear, QuantizedWeight, RmsNorm, WordTable};
+use crate::ops::{Linear, QuantizedLinear, QuantizedWeight, RmsNorm, WordTable};
 
 /// Reads weights of a checked source, and adds up what they take.
 #[derive(Debug)]
@@ -130,8 +130,10 @@ impl<'a> Loader<'a> {
             Embedding::Dense(tensor) => {
                 let read = || Ok(tensor.clone());
                 let shape = shape_of(table)?;
-                let head = self.prepared.linear(&table.name, shape, read)?;
-                self.memory_bytes += head.memory_bytes();
+                let head = self.linear(&table.name, shape, read)?;
+                if self.device.is_cpu() {
+                    self.memory_bytes += head.memory_bytes();
+                }
                 Ok((Embedding::Dense(tensor), Projection::Dense(head)))
             }
             Embedding::Quantized(shared) => {
@@ -194,7 +196,7 @@ impl<'a> Loader<'a> {
             let [outputs, inputs] = shape_of(plan)?;
             shape = [shape[0] + outputs, inputs];
         }
-        let linear = self.prepared.linear(&names.join("+"), shape, || {
+        let linear = self.linear(&names.join("+"), shape, || {
             let mut values = Vec::with_capacity(shape[0] * shape[1]);
             for plan in weights {
                 values.append(&mut self.source.values(&plan.name)?);
@@ -203,6 +205,19 @@ impl<'a> Loader<'a> {
         })?;
         self.memory_bytes += linear.memory_bytes();
         Ok(Projection::Dense(linear.with_bias(bias)))
+    }
+
+    /// A dense matrix, laid out for the CPU if it is not so already. A device takes it as it is.
+    fn linear(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        read: impl FnOnce() -> Result<Tensor, LoadError>,
+    ) -> Result<Linear, LoadError> {
+        if self.device.is_cpu() {
+            return self.prepared.linear(name, shape, read);
+        }
+        Ok(Linear::new(&read()?, None)?)
     }
 
     /// A matrix of a projection that is not all f32.
@@ -238,8 +253,11 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// What becomes of a matrix.
+    /// What becomes of a matrix. On a device all are dense: quantized ones have no kernel there yet.
     fn form(&self, plan: &TensorPlan, quantize: Option<GgmlDType>) -> Result<Form, LoadError> {
+        if !self.device.is_cpu() {
+            return Ok(Form::Dense);
+        }
         if let Source::Gguf(file) = self.source {
             let dtype = file.tensors()[&plan.name].dtype.supported(&plan.name)?;
             if !is_plain(dtype) {

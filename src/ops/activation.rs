@@ -5,6 +5,8 @@
 //! bias  [features]          f32
 //! ```
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 
 use super::operand::{dims2, f32_values, f32_values_mut};
@@ -71,6 +73,17 @@ impl InplaceOp2 for BiasActivation {
             });
         });
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &mut CudaStorage,
+        x_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<()> {
+        super::cuda::bias_activation(*self, x, x_layout, bias, bias_layout)
     }
 }
 

@@ -22,6 +22,8 @@
 //! (the vector lanes; 8 at the end) by `KEYS` keys: scores are kept transposed, `[key, query]`,
 //! so that maximum, exponential and sum are all lane by lane, with nothing to add up across them.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -58,11 +60,33 @@ impl Attention {
     /// # Errors
     /// If shapes, dtypes or devices do not agree, or `cu_seqlens` does not span `tokens`.
     pub fn apply(&self, qkv: &Tensor, cu_seqlens: &Tensor) -> Result<Tensor> {
-        qkv.apply_op2_no_bwd(cu_seqlens, self)
+        self.apply_within(qkv, cu_seqlens, usize::MAX)
+    }
+
+    /// As [`Attention::apply`], of rows that are known to have at most `longest` tokens: a GPU then
+    /// gets no blocks of threads that have nothing to do.
+    ///
+    /// # Errors
+    /// As [`Attention::apply`].
+    pub fn apply_within(
+        &self,
+        qkv: &Tensor,
+        cu_seqlens: &Tensor,
+        longest: usize,
+    ) -> Result<Tensor> {
+        let op = self;
+        qkv.apply_op2_no_bwd(cu_seqlens, &Within { op, longest })
     }
 }
 
-impl CustomOp2 for Attention {
+/// The op on rows of at most `longest` tokens.
+struct Within<'a> {
+    op: &'a Attention,
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "for a GPU's grid"))]
+    longest: usize,
+}
+
+impl CustomOp2 for Within<'_> {
     fn name(&self) -> &'static str {
         "attention"
     }
@@ -79,20 +103,30 @@ impl CustomOp2 for Attention {
         let cu_seqlens = u32_values(cu_seqlens, cu_seqlens_layout, "cu_seqlens")?;
         check_cu_seqlens(cu_seqlens, tokens)?;
         let hidden = width / 3;
-        if self.heads == 0 || width != 3 * hidden || hidden % self.heads != 0 || hidden == 0 {
-            bail!(
-                "qkv of width {width} does not split in three of {} heads",
-                self.heads
-            );
+        let heads = self.op.heads;
+        if heads == 0 || width != 3 * hidden || hidden % heads != 0 || hidden == 0 {
+            bail!("qkv of width {width} does not split in three of {heads} heads");
         }
-        let bias = self.bias.as_ref().map(|bias| read(bias, "qkv bias"));
+        let bias = self.op.bias.as_ref().map(|bias| read(bias, "qkv bias"));
         let bias = match &bias {
             Some(bias) => bias.values(width)?,
             None => &vec![0f32; width],
         };
         let mut out = vec![0f32; tokens * hidden];
-        attend(&mut out, qkv, bias, cu_seqlens, self.heads);
+        attend(&mut out, qkv, bias, cu_seqlens, heads);
         Ok((CpuStorage::F32(out), (tokens, hidden).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        qkv: &CudaStorage,
+        qkv_layout: &Layout,
+        cu_seqlens: &CudaStorage,
+        cu_seqlens_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let Self { op, longest } = *self;
+        super::cuda::attention(op, longest, qkv, qkv_layout, cu_seqlens, cu_seqlens_layout)
     }
 }
 

@@ -11,6 +11,8 @@
 //! `BertEmbeddings` of Devlin et al. 2018 (arXiv:1810.04805). `RoBERTa` begins its positions at
 //! `padding_idx + 1`; `DistilBERT` has no types.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::QuantizedLinear;
@@ -168,6 +170,24 @@ impl CustomOp3 for EmbedNorm {
             });
         });
         Ok((CpuStorage::F32(out), (tokens.len(), hidden).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        tokens: &CudaStorage,
+        tokens_layout: &Layout,
+        type_ids: &CudaStorage,
+        type_ids_layout: &Layout,
+        cu_seqlens: &CudaStorage,
+        cu_seqlens_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        super::cuda::embed_norm(
+            self,
+            (tokens, tokens_layout),
+            (type_ids, type_ids_layout),
+            (cu_seqlens, cu_seqlens_layout),
+        )
     }
 }
 

@@ -8,6 +8,8 @@
 //! [`Activation::GeluTanh`] (Gemma). A row is taken in pieces that stay in L1 between the
 //! activation and the product.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::activation::{Activation, activate};
@@ -54,6 +56,11 @@ impl CustomOp1 for GatedActivation {
             });
         });
         Ok((CpuStorage::F32(y), (tokens, n).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, gate_up: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        super::cuda::gated(self, gate_up, layout)
     }
 }
 

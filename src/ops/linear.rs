@@ -49,8 +49,8 @@ pub struct Linear {
 #[derive(Debug, Clone)]
 enum Weight {
     Panels(Arc<Panels>),
-    /// `[in, out]`
-    Transposed(Tensor),
+    /// `[out, in]`, on another device
+    Rows(Tensor),
 }
 
 impl Linear {
@@ -70,7 +70,7 @@ impl Linear {
             let values = values.values(outputs * inputs)?;
             Weight::Panels(Arc::new(Panels::new(values, inputs)))
         } else {
-            Weight::Transposed(weight.t()?.contiguous()?)
+            Weight::Rows(weight.contiguous()?)
         };
         Ok(Self {
             weight,
@@ -110,7 +110,7 @@ impl Linear {
     pub fn panels(&self) -> Option<&[u8]> {
         match &self.weight {
             Weight::Panels(panels) => Some(panels.values.as_bytes()),
-            Weight::Transposed(_) => None,
+            Weight::Rows(_) => None,
         }
     }
 
@@ -127,7 +127,7 @@ impl Linear {
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
             Weight::Panels(_) => x.apply_op1_no_bwd(self)?,
-            Weight::Transposed(weight) => x.matmul(weight)?,
+            Weight::Rows(weight) => x.matmul(&weight.t()?)?,
         };
         if let Some(bias) = &self.bias {
             BiasActivation(Activation::Identity).apply(&y, bias)?;
@@ -144,7 +144,7 @@ impl Linear {
     pub fn memory_bytes(&self) -> usize {
         match &self.weight {
             Weight::Panels(panels) => size_of_val(&panels.values[..]),
-            Weight::Transposed(weight) => weight.elem_count() * size_of::<f32>(),
+            Weight::Rows(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
         }
     }
 }

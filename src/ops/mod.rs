@@ -12,8 +12,11 @@
 
 pub mod activation;
 pub mod attention;
+pub mod device_memory;
 pub mod embed_norm;
 pub mod gated;
+#[cfg(feature = "cuda")]
+pub mod kernels;
 pub mod linear;
 pub mod logit_statistics;
 pub mod paged_attention;
@@ -22,8 +25,11 @@ pub mod quantized;
 pub mod residual_norm;
 pub mod rms_norm;
 pub mod rope;
+pub mod upload;
 pub mod values;
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod layer_norm;
 mod operand;
 mod parallel;
@@ -35,6 +41,7 @@ mod testing;
 
 pub use activation::{Activation, BiasActivation};
 pub use attention::Attention;
+pub use device_memory::free_memory;
 pub use embed_norm::{EmbedNorm, WordTable};
 pub use gated::GatedActivation;
 pub use linear::Linear;
@@ -45,4 +52,5 @@ pub use quantized::{QuantizedLinear, QuantizedWeight};
 pub use residual_norm::ResidualNorm;
 pub use rms_norm::{ResidualRmsNorm, RmsNorm};
 pub use rope::{Rope, RopeStyle};
+pub use upload::upload;
 pub use values::{MappedBytes, Values};

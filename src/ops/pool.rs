@@ -13,6 +13,8 @@
 //! Truncation before normalisation is how Matryoshka embeddings are cut (Kusupati et al. 2022,
 //! arXiv:2205.13147).
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::operand::{check_cu_seqlens, dims2, f32_values, u32_values};
@@ -94,6 +96,17 @@ impl CustomOp2 for Pool {
             dimension,
         });
         Ok((CpuStorage::F32(out), (rows, dimension).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        cu_seqlens: &CudaStorage,
+        cu_seqlens_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        super::cuda::pool(*self, x, x_layout, cu_seqlens, cu_seqlens_layout)
     }
 }
 

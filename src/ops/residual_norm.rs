@@ -7,6 +7,8 @@
 //! One read of `x` and of `residual` and one write of `y`; as separate ops it would be four of
 //! each (`BertSelfOutput` and `BertOutput` of Devlin et al. 2018, arXiv:1810.04805).
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 
 use super::layer_norm::{NormWeights, normalize_row};
@@ -78,6 +80,17 @@ impl InplaceOp2 for ResidualNorm {
             });
         });
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &mut CudaStorage,
+        x_layout: &Layout,
+        residual: &CudaStorage,
+        residual_layout: &Layout,
+    ) -> Result<()> {
+        super::cuda::residual_norm(self, x, x_layout, residual, residual_layout)
     }
 }
 

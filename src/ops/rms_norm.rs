@@ -19,6 +19,8 @@
 
 use std::cell::RefCell;
 
+#[cfg(feature = "cuda")]
+use candle_core::{CudaStorage, CustomOp2};
 use candle_core::{CpuStorage, CustomOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -81,6 +83,11 @@ impl CustomOp1 for RmsNorm {
         });
         Ok((CpuStorage::F32(y), (tokens, n).into()))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        super::cuda::rms_norm(self, x, layout)
+    }
 }
 
 /// The op that ends one half of a decoder layer and begins the next.
@@ -96,18 +103,57 @@ impl ResidualRmsNorm {
         Self { post, next }
     }
 
+    /// What normalizes what is added, and what normalizes the sum.
+    #[cfg(feature = "cuda")]
+    pub(super) fn norms(&self) -> (Option<&RmsNorm>, &RmsNorm) {
+        (self.post.as_ref(), &self.next)
+    }
+
     /// Adds `delta` (through `post`) to `x` in place, both `[tokens, n]`, and returns `next` of
     /// the sum.
     ///
     /// # Errors
     /// If shapes, dtypes or devices do not agree, or `x` and `delta` share their storage.
     pub fn apply(&self, x: &Tensor, delta: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return x.apply_op2_no_bwd(delta, self);
+        }
         let op = AddThenNorm {
             norms: self,
             y: RefCell::default(),
         };
         x.inplace_op2(delta, &op)?;
         Tensor::from_vec(op.y.into_inner(), x.shape(), x.device())
+    }
+}
+
+/// On a device the op has an output, and writes to `x` by its address: who else reads `x` does so in
+/// the same stream.
+#[cfg(feature = "cuda")]
+impl CustomOp2 for ResidualRmsNorm {
+    fn name(&self) -> &'static str {
+        "residual-rms-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        bail!("on the CPU this op is in place")
+    }
+
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        delta: &CudaStorage,
+        delta_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        super::cuda::residual_rms_norm(self, x, x_layout, delta, delta_layout)
     }
 }
 

@@ -41,6 +41,9 @@ pub struct Rope {
     max_positions: usize,
     /// Per position the cosines of all pairs, then the sines, both times `m`.
     chunks: Box<[OnceLock<Box<[f32]>>]>,
+    /// The frequencies on the model's device.
+    #[cfg(feature = "cuda")]
+    on_device: OnceLock<candle_core::Tensor>,
 }
 
 impl Rope {
@@ -69,6 +72,8 @@ impl Rope {
             magnitude,
             max_positions,
             chunks: (0..chunks).map(|_| OnceLock::new()).collect(),
+            #[cfg(feature = "cuda")]
+            on_device: OnceLock::new(),
         })
     }
 
@@ -80,6 +85,33 @@ impl Rope {
     /// Positions are below this.
     pub fn max_positions(&self) -> usize {
         self.max_positions
+    }
+
+    /// Which dimensions make a pair.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn style(&self) -> RopeStyle {
+        self.style
+    }
+
+    /// `m`
+    #[cfg(feature = "cuda")]
+    pub(crate) fn magnitude(&self) -> f32 {
+        self.magnitude
+    }
+
+    /// The frequencies in the memory of the device that asks first, which is the model's.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn frequencies_on(
+        &self,
+        device: &candle_core::CudaDevice,
+    ) -> Result<&candle_core::Tensor> {
+        if let Some(found) = self.on_device.get() {
+            return Ok(found);
+        }
+        let device = candle_core::Device::Cuda(device.clone());
+        let frequencies = self.inverse_frequencies.as_slice();
+        let made = candle_core::Tensor::from_slice(frequencies, frequencies.len(), &device)?;
+        Ok(self.on_device.get_or_init(|| made))
     }
 
     /// The rotation for `position`, which the op has checked to be below

@@ -14,7 +14,7 @@ use super::{
     store::{Inner, lock},
     table::{ModelEntry, VersionState},
 };
-use crate::{config::ModelManifest, error::RequestError, telemetry::Traffic};
+use crate::{config::ModelManifest, device::Place, error::RequestError, telemetry::Traffic};
 
 /// How long an evicted model's last requests are waited for.
 const EVICTION: Duration = Duration::from_secs(5);
@@ -167,7 +167,10 @@ impl Repository {
         };
         set(VersionState::Loading);
         tracing::info!(model = name, version, "loading");
-        let settings = LoadSettings::of(&inner.config);
+        let settings = LoadSettings {
+            alarm: inner.alarm.clone(),
+            ..LoadSettings::of(&inner.config)
+        };
         let loaded = load_version(
             found,
             version,
@@ -191,6 +194,7 @@ impl Repository {
             model = name,
             version,
             task = %served.task(),
+            device = places(&served.places),
             weights_mib = bytes >> 20,
             load_ms = served.load_time.as_millis() as u64,
             "ready"
@@ -312,6 +316,13 @@ impl Repository {
         }
         false
     }
+}
+
+/// The places of a version's instances, each once.
+fn places(places: &[Place]) -> String {
+    let mut names: Vec<String> = places.iter().map(ToString::to_string).collect();
+    names.dedup();
+    names.join(",")
 }
 
 /// Memory set aside for a load.

@@ -3,6 +3,7 @@
 //! Requests look a version up in an immutable table that is swapped as a whole, so looking up takes no
 //! lock and a load beside it is never waited for.
 
+mod alarm;
 mod discover;
 mod folder;
 mod lease;
@@ -21,12 +22,13 @@ mod store;
 mod table;
 mod verdict;
 
+pub use alarm::Alarm;
 pub use discover::{FoundModel, find_models};
 pub use folder::follow_folder;
 pub use load::{
     CanaryDone, CanaryUse, LoadError, LoadSettings, LoadStage, LoadTimes, PreparedPlace,
-    PreparedUse, Stage, Upkeep, encoder_text, head_of, infer_manifest, load_encoder, load_model,
-    load_version, read_gguf_text, read_manifest,
+    PreparedUse, Stage, Upkeep, encoder_text, head_of, infer_manifest, load_encoder,
+    load_encoder_on, load_model, load_version, read_gguf_text, read_manifest,
 };
 pub use memory::NoMemory;
 pub use mirror::{Mirror, MirrorCounts, Trial};

@@ -11,6 +11,7 @@ use super::{CanaryDone, LoadTimes, Mirror, PreparedUse, lease::Lease};
 use crate::{
     cache::{RowCache, SequenceCache},
     config::{Activation, ModelManifest, Task},
+    device::Place,
     engine::{Engine, GenerationEngine},
     error::RequestError,
     telemetry::{GenerationMetrics, ModelMetrics, ModelStatistics, Traffic},
@@ -42,6 +43,8 @@ pub struct ServedModel {
     pub traffic: Traffic,
     /// Who gets copies of its requests.
     pub(super) mirror: ArcSwapOption<Mirror>,
+    /// Where its instances run, each one's place.
+    pub places: Vec<Place>,
     /// Bytes of its weights and caches in memory.
     pub memory_bytes: u64,
     /// Bytes of its weights alone.
@@ -151,6 +154,14 @@ impl ServedModel {
     /// Who gets copies of its requests.
     pub fn mirror(&self) -> Option<Arc<Mirror>> {
         self.mirror.load_full()
+    }
+
+    /// Why its devices are lost, if all are: it refuses everything then.
+    pub fn lost(&self) -> Option<String> {
+        match &self.runner {
+            Runner::Encoder(encoder) => encoder.engine.lost(),
+            Runner::Decoder(decoder) => decoder.engine.lost(),
+        }
     }
 
     /// Whether requests wait for it: what can be put off had better be.

@@ -171,6 +171,10 @@ fn of_version(
             _ => failure.clone(),
         };
     }
+    if let Some(lost) = entry.state.ready().and_then(|served| served.lost()) {
+        status.state = "failed";
+        status.reason = lost;
+    }
     let since = entry.since.duration_since(UNIX_EPOCH);
     status.since = since.unwrap_or_default().as_secs_f64();
     let leaving = entry.leaving.upgrade();

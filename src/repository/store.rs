@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::{
-    FoundModel, ServedModel,
+    Alarm, FoundModel, ServedModel,
     discover::find_models,
     mirror::wire,
     state_file,
@@ -50,6 +50,7 @@ pub(super) struct Inner {
     /// One a model, held while an operation on it is under way.
     pub(super) operations: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
     pub(super) changed: watch::Sender<()>,
+    pub(super) alarm: Alarm,
     pub(super) copies: AtomicU64,
     /// Bytes of what is loaded and of what is being loaded.
     pub(super) resident: Mutex<u64>,
@@ -59,7 +60,9 @@ pub(super) struct Inner {
 impl Repository {
     /// A repository over `config.directory` in which nothing is loaded yet.
     pub fn new(config: ModelsConfig, metrics: Metrics) -> Self {
+        let changed = watch::Sender::new(());
         let inner = Inner {
+            alarm: Alarm::new(changed.clone()),
             config,
             metrics,
             table: ArcSwap::default(),
@@ -67,7 +70,7 @@ impl Repository {
             saving: Mutex::new(()),
             settled: Condvar::new(),
             operations: Mutex::default(),
-            changed: watch::Sender::new(()),
+            changed,
             copies: AtomicU64::new(0),
             resident: Mutex::new(0),
             loading: AtomicU64::new(0),
@@ -80,6 +83,19 @@ impl Repository {
     /// Tells of every change of a state.
     pub fn watch(&self) -> watch::Receiver<()> {
         self.inner.changed.subscribe()
+    }
+
+    /// Tells why the process has to end: the device under a model is lost, and
+    /// `models.on_device_failure` is `"exit"`.
+    pub fn fatal(&self) -> watch::Receiver<Option<String>> {
+        self.inner.alarm.fatal()
+    }
+
+    /// The models that refuse everything since all their devices are lost, by name.
+    pub fn lost(&self) -> Vec<String> {
+        let ready = self.ready().into_iter();
+        let lost = ready.filter(|served| served.lost().is_some());
+        lost.map(|served| served.name.clone()).collect()
     }
 
     /// What it was told to do.

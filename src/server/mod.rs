@@ -22,6 +22,7 @@ use crate::{
         server::ModelControl,
         tls::{TlsConfig, TlsListener},
     },
+    device::{self, DeviceError},
     jobs::{self, Jobs, Runner},
     repository::{Repository, follow_folder, run_rollouts},
     telemetry::Metrics,
@@ -57,6 +58,9 @@ pub enum StartError {
         /// The folder.
         folder: PathBuf,
     },
+    /// Models are to run where they can't.
+    #[error("models.{0}")]
+    Device(#[from] DeviceError),
     /// Operators can't be told from others.
     #[error(transparent)]
     Operators(#[from] TokenError),
@@ -102,6 +106,8 @@ impl Server {
     /// # Errors
     /// [`StartError`] when a port is taken or the models folder can't be read.
     pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
+        // Not when the first model is loaded: a server that can't do what it is told says so at once.
+        device::resolve(&config.models.device)?;
         let metrics = Metrics::new();
         let repository = Arc::new(Repository::new(config.models.clone(), metrics.clone()));
         let operators = Operators::read(&config.admin, metrics.operators())?;
@@ -210,6 +216,16 @@ impl Server {
         // An error means that the loading task is gone; what is ready then is all there will be.
         let _ = started.wait_for(|started| *started).await;
         self.shared.admission.repository().ready().len()
+    }
+
+    /// Waits until the device under a model is lost and the process is to end for it; says why.
+    pub async fn device_lost(&self) -> String {
+        let mut fatal = self.repository().fatal();
+        match fatal.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // The repository is gone, and with it all devices.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// The models of this server.

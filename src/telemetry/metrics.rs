@@ -10,6 +10,7 @@ use prometheus::{
 use super::{
     cache::{CacheFamilies, CacheMetrics},
     callers::{CallerFamilies, CallerMetrics},
+    device::{DeviceFamilies, DeviceMetrics},
     generation::{GenerationFamilies, GenerationMetrics},
     jobs::JobsMetrics,
     operators::{OperatorFamilies, OperatorMetrics},
@@ -88,6 +89,7 @@ struct Families {
     callers: CallerFamilies,
     operators: OperatorFamilies,
     cache: CacheFamilies,
+    device: DeviceFamilies,
     jobs: JobsMetrics,
 }
 
@@ -160,6 +162,8 @@ pub struct ModelMetrics {
     pub waiting_rows: IntGauge,
     /// Batches that failed and were run again row by row.
     pub isolated_batches: IntCounter,
+    /// What it runs on.
+    pub device: DeviceMetrics,
 }
 
 impl ModelMetrics {
@@ -214,6 +218,7 @@ impl Metrics {
             tokenize: families.tokenize.with_label_values(labels),
             waiting_rows: families.waiting_rows.with_label_values(labels),
             isolated_batches: families.isolated_batches.with_label_values(labels),
+            device: families.device.model(model, version),
         }
     }
 
@@ -253,6 +258,11 @@ impl Metrics {
     /// The further handles of a model version whose answers are kept.
     pub fn cache(&self, model: &str, version: &str) -> CacheMetrics {
         self.families.cache.model(model, version)
+    }
+
+    /// How many instances of a model version run on a device.
+    pub fn instances(&self, model: &str, version: &str, device: &str) -> IntGauge {
+        self.families.device.instances(model, version, device)
     }
 
     /// The handles of the jobs.
@@ -376,6 +386,7 @@ impl Families {
             callers: CallerFamilies::register(registry)?,
             operators: OperatorFamilies::register(registry)?,
             cache: CacheFamilies::register(registry)?,
+            device: DeviceFamilies::register(registry)?,
             jobs: JobsMetrics::register(registry)?,
         })
     }

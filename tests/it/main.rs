@@ -35,5 +35,6 @@ mod response_cache_rows;
 mod security;
 mod support;
 mod typed;
+mod vendor;
 mod versions;
 mod warm;

@@ -38,6 +38,7 @@ async fn report(reporter: HealthReporter, shared: Shared) {
         let ready: BTreeSet<String> = repository
             .ready()
             .iter()
+            .filter(|model| model.lost().is_none())
             .map(|model| model.name.clone())
             .collect();
         for gone in known.difference(&ready) {

@@ -59,7 +59,12 @@ pub struct Shared {
 impl Shared {
     /// Whether requests should come here.
     pub fn is_ready(&self) -> bool {
-        *self.started.borrow() && !self.admission.is_closed()
+        *self.started.borrow() && !self.admission.is_closed() && self.lost().is_empty()
+    }
+
+    /// The models that refuse everything since their devices are lost.
+    pub fn lost(&self) -> Vec<String> {
+        self.admission.repository().lost()
     }
 
     /// Requests that can wait.

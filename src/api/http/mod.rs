@@ -74,8 +74,13 @@ async fn ready(State(shared): State<Shared>) -> (StatusCode, &'static str) {
         (StatusCode::OK, "ready\n")
     } else if shared.admission.is_closed() {
         (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
-    } else {
+    } else if shared.lost().is_empty() {
         (StatusCode::SERVICE_UNAVAILABLE, "loading models\n")
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "a model has lost its device\n",
+        )
     }
 }
 

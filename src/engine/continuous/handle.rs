@@ -18,7 +18,10 @@ use super::{
     stream::{SequenceStream, stream},
 };
 use crate::{
-    engine::Departure,
+    engine::{
+        Departure,
+        recovery::{Health, Supervision},
+    },
     error::RequestError,
     generation::{OptionsError, Scheduler, SchedulerOptions, SequenceId},
     telemetry::{GenerationMetrics, ModelMetrics, ModelStatistics},
@@ -56,14 +59,27 @@ pub struct GenerationEngine {
     commands: Sender<Command>,
     next_id: AtomicU64,
     load: Arc<Load>,
+    health: Arc<Health>,
 }
 
 impl GenerationEngine {
-    /// Starts the runner over `forward`.
+    /// Starts the runner over `forward`; a device that is lost stays so.
     ///
     /// # Errors
     /// [`StartError`] when the options contradict each other or there is no thread to be had.
     pub fn start(options: GenerationOptions, forward: StepForward) -> Result<Self, StartError> {
+        Self::start_over(options, forward, Supervision::default())
+    }
+
+    /// Starts the runner over `forward`; `supervision` is for when its device is lost.
+    ///
+    /// # Errors
+    /// As [`GenerationEngine::start`].
+    pub fn start_over(
+        options: GenerationOptions,
+        forward: StepForward,
+        supervision: Supervision<StepForward>,
+    ) -> Result<Self, StartError> {
         let scheduler = Scheduler::new(options.scheduler.clone())?;
         let load = Arc::new(Load::new(
             options.scheduler.max_running,
@@ -72,14 +88,28 @@ impl GenerationEngine {
         // A sequence sends its boarding, a cancellation, and one resumption at a time.
         let (commands, inbox) = bounded(3 * load.most());
         let name = format!("generate-{}", options.name);
-        let runner = Runner::new(scheduler, forward, inbox, Arc::clone(&load), options);
+        let health = Arc::new(Health::new(
+            1,
+            options.metrics.device.clone(),
+            supervision.changed,
+        ));
+        let (own_health, own_load) = (Arc::clone(&health), Arc::clone(&load));
+        let runner = Runner::new(
+            scheduler,
+            supervision.recovery,
+            own_health,
+            inbox,
+            own_load,
+            options,
+        );
         std::thread::Builder::new()
             .name(name)
-            .spawn(move || runner.run())?;
+            .spawn(move || runner.run(forward))?;
         Ok(Self {
             commands,
             next_id: AtomicU64::new(0),
             load,
+            health,
         })
     }
 
@@ -88,13 +118,14 @@ impl GenerationEngine {
     ///
     /// # Errors
     /// [`RequestError::Overloaded`] when they don't fit, [`RequestError::DeadlineUnreachable`] when
-    /// their turn won't come before the deadline.
+    /// their turn won't come before the deadline, [`RequestError::DeviceLost`] when the device is.
     pub fn submit(
         &self,
         work: Vec<SequenceWork>,
         departure: &Departure,
         now: Instant,
     ) -> Result<Vec<SequenceStream>, RequestError> {
+        self.health.check()?;
         let count = work.len();
         self.check_deadline(departure.deadline, now)?;
         self.load
@@ -124,6 +155,11 @@ impl GenerationEngine {
             streams.push(stream);
         }
         Ok(streams)
+    }
+
+    /// Why its device is lost, if it is.
+    pub fn lost(&self) -> Option<String> {
+        self.health.lost()
     }
 
     /// Whether sequences wait for others to end.

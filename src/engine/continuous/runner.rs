@@ -15,10 +15,15 @@ use super::{
     sequence::Active,
 };
 use crate::{
-    engine::panics::panic_message,
+    device::DeviceFailure,
+    engine::{
+        panics::panic_message,
+        recovery::{Failed, Health, Lost, Recovery},
+    },
     error::{RequestError, Stage},
     generation::{
-        FinishReason, NewSequence, Refused, Sampled, Scheduler, SequenceId, Step, StepRow,
+        FinishReason, NewSequence, Refused, Sampled, Scheduler, SchedulerOptions, SequenceId, Step,
+        StepRow,
     },
     models::{DecoderBatch, DecoderRow},
     telemetry::{BatchTimes, GenerationMetrics, ModelMetrics, ModelStatistics},
@@ -31,7 +36,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 pub(super) struct Runner {
     scheduler: Scheduler,
-    forward: StepForward,
+    scheduler_options: SchedulerOptions,
+    recovery: Recovery<StepForward>,
+    health: Arc<Health>,
     commands: Receiver<Command>,
     load: Arc<Load>,
     sequences: HashMap<SequenceId, Active>,
@@ -47,14 +54,17 @@ type Outcome = Result<Option<FinishReason>, RequestError>;
 impl Runner {
     pub(super) fn new(
         scheduler: Scheduler,
-        forward: StepForward,
+        recovery: Recovery<StepForward>,
+        health: Arc<Health>,
         commands: Receiver<Command>,
         load: Arc<Load>,
         options: GenerationOptions,
     ) -> Self {
         Self {
             scheduler,
-            forward,
+            scheduler_options: options.scheduler,
+            recovery,
+            health,
             commands,
             load,
             sequences: HashMap::new(),
@@ -65,8 +75,74 @@ impl Runner {
         }
     }
 
-    /// Runs until every [`super::GenerationEngine`] handle and stream is gone and nothing is left.
-    pub(super) fn run(mut self) {
+    /// Runs until every [`super::GenerationEngine`] handle and stream is gone and nothing is left, or
+    /// the device is lost for good; then it still answers, until they are gone, that it is.
+    pub(super) fn run(mut self, mut forward: StepForward) {
+        while let Err(Lost(reason)) = self.run_until_lost(&mut forward) {
+            tracing::error!(reason, "the device under the model is lost");
+            self.health.lose(&reason);
+            // Frees what it holds of the device: the context is gone only with the last that holds it.
+            drop(forward);
+            self.refuse_all();
+            let (recovery, metrics) = (self.recovery.clone(), self.metrics.device.clone());
+            let fresh = recovery.recover(0, &reason, &metrics, |pause| {
+                self.refuse_until(Some(Instant::now() + pause))
+            });
+            match fresh {
+                Some(fresh) => forward = fresh,
+                None => {
+                    self.refuse_until(None);
+                    return;
+                }
+            }
+            self.health.regain();
+        }
+    }
+
+    /// Ends all sequences, and forgets what the lost cache held.
+    fn refuse_all(&mut self) {
+        let ids: Vec<SequenceId> = self.sequences.keys().copied().collect();
+        for id in ids {
+            let refusal = self.health.refusal();
+            self.end(id, |active| active.fail(refusal));
+        }
+        if let Ok(scheduler) = Scheduler::new(self.scheduler_options.clone()) {
+            self.scheduler = scheduler;
+        }
+        self.publish();
+    }
+
+    /// Refuses what comes in until a time, if there is one. False when no more can come.
+    fn refuse_until(&mut self, until: Option<Instant>) -> bool {
+        loop {
+            let command = match until {
+                None => self
+                    .commands
+                    .recv()
+                    .map_err(|_| RecvTimeoutError::Disconnected),
+                Some(until) => self.commands.recv_deadline(until),
+            };
+            match command {
+                Ok(Command::Board(boarding)) => {
+                    let Boarding {
+                        work,
+                        arrived,
+                        events,
+                        ..
+                    } = *boarding;
+                    Active::begin(work, arrived, events)
+                        .0
+                        .fail(self.health.refusal());
+                    self.load.ended(1);
+                }
+                Ok(Command::Cancel(_) | Command::Resume(_)) => {}
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn run_until_lost(&mut self, forward: &mut StepForward) -> Result<(), Lost> {
         let mut open = true;
         while open || !self.sequences.is_empty() {
             open = self.take_news();
@@ -79,9 +155,10 @@ impl Runner {
             if step.is_empty() {
                 open = self.wait(now);
             } else {
-                self.run_step(&step);
+                self.run_step(forward, &step)?;
             }
         }
+        Ok(())
     }
 
     /// Takes what has come in meanwhile, without waiting. False when no more can come.
@@ -219,42 +296,61 @@ impl Runner {
         }
     }
 
-    fn run_step(&mut self, step: &Step) {
+    fn run_step(&mut self, forward: &mut StepForward, step: &Step) -> Result<(), Lost> {
         let started = Instant::now();
         let batch = self.pack(&step.rows);
         let packed_at = Instant::now();
-        let output = self.forward(&batch);
+        let output = run_model(forward, &batch);
         let execute = packed_at.elapsed();
         match output {
             Ok(output) => {
                 self.count(&batch, started, packed_at, execute);
                 self.scheduler.complete(step);
                 self.take_outputs(&step.rows, &output);
+                Ok(())
             }
-            Err(error) if step.rows.len() == 1 => {
-                self.end(step.rows[0].id, |active| active.fail(error));
-            }
-            Err(error) => {
-                tracing::warn!(%error, rows = step.rows.len(), "step failed; running its rows one by one");
-                self.metrics.isolated_batches.inc();
-                self.isolate(&step.rows);
-            }
+            Err(failed) => self.run_in_parts(forward, &step.rows, failed),
         }
     }
 
-    /// Runs each row alone, so that the one at fault is the only one to fail. Keys and values that
-    /// the failed step has written are written again, to the same places.
-    fn isolate(&mut self, rows: &[StepRow]) {
-        for row in rows {
-            let batch = self.pack(std::slice::from_ref(row));
-            match self.forward(&batch) {
+    /// Runs rows that failed together: in halves where the device had no memory for all of them, else
+    /// each alone, so that the one at fault is the only one to fail. Keys and values that the failed
+    /// step has written are written again, to the same places.
+    fn run_in_parts(
+        &mut self,
+        forward: &mut StepForward,
+        rows: &[StepRow],
+        failed: Failed,
+    ) -> Result<(), Lost> {
+        if let Some(lost) = failed.lost() {
+            return Err(lost);
+        }
+        let error = failed.error;
+        if let [row] = rows {
+            self.end(row.id, |active| active.fail(error));
+            return Ok(());
+        }
+        let size = if failed.kind == DeviceFailure::OutOfMemory {
+            tracing::warn!(%error, rows = rows.len(), "no memory for a step; running it in halves");
+            self.metrics.device.split_batches.inc();
+            rows.len().div_ceil(2)
+        } else {
+            tracing::warn!(%error, rows = rows.len(), "step failed; running its rows one by one");
+            self.metrics.isolated_batches.inc();
+            1
+        };
+        for part in rows.chunks(size) {
+            let batch = self.pack(part);
+            match run_model(forward, &batch) {
                 Ok(output) => {
-                    self.scheduler.complete(&Step { rows: vec![*row] });
-                    self.take_outputs(std::slice::from_ref(row), &output);
+                    let rows = part.to_vec();
+                    self.scheduler.complete(&Step { rows });
+                    self.take_outputs(part, &output);
                 }
-                Err(error) => self.end(row.id, |active| active.fail(error)),
+                Err(failed) => self.run_in_parts(forward, part, failed)?,
             }
         }
+        Ok(())
     }
 
     fn pack(&self, rows: &[StepRow]) -> DecoderBatch {
@@ -270,28 +366,6 @@ impl Runner {
             });
         }
         batch
-    }
-
-    /// Runs the model; an error or a panic in it becomes a [`RequestError`].
-    fn forward(&mut self, batch: &DecoderBatch) -> Result<StepOutput, RequestError> {
-        // A step that panics leaves at most slots of its own rows half written; they are written
-        // again or freed.
-        let output = catch_unwind(AssertUnwindSafe(|| (self.forward)(batch)))
-            .map_err(|panic| {
-                RequestError::internal(format_args!(
-                    "the model panicked: {}",
-                    panic_message(&*panic)
-                ))
-            })?
-            .map_err(RequestError::internal)?;
-        if output.statistics.len() == batch.logit_tokens.len() {
-            return Ok(output);
-        }
-        Err(RequestError::internal(format_args!(
-            "the model gave {} rows of logits for {} tokens",
-            output.statistics.len(),
-            batch.logit_tokens.len()
-        )))
     }
 
     /// Samples the rows that have logits, and takes what was sampled.
@@ -434,6 +508,23 @@ impl Runner {
         let before = metrics.preemptions.get();
         metrics.preemptions.inc_by(counts.preemptions - before);
     }
+}
+
+/// Runs the model; an error or a panic in it becomes a [`Failed`].
+fn run_model(forward: &mut StepForward, batch: &DecoderBatch) -> Result<StepOutput, Failed> {
+    // A step that panics leaves at most slots of its own rows half written; they are written
+    // again or freed.
+    let output = catch_unwind(AssertUnwindSafe(|| forward(batch)))
+        .map_err(|panic| Failed::of_panic(panic_message(&*panic)))?
+        .map_err(|error| Failed::of(&error))?;
+    if output.statistics.len() == batch.logit_tokens.len() {
+        return Ok(output);
+    }
+    Err(Failed::internal(format_args!(
+        "the model gave {} rows of logits for {} tokens",
+        output.statistics.len(),
+        batch.logit_tokens.len()
+    )))
 }
 
 fn refusal(refused: &Refused) -> RequestError {

@@ -13,47 +13,56 @@ use crossbeam::channel::{Receiver, Sender, at, never, select};
 
 use super::{
     load::Load,
-    messages::{Command, Done},
+    messages::{Command, Done, Report},
     row::{WorkRow, expired},
 };
 use crate::{
     batching::{Batch, BatchPolicy, BatchQueue, Decision, FlushReason, Priority},
+    engine::recovery::Health,
     error::RequestError,
     telemetry::ModelMetrics,
 };
 
 pub(super) struct Dispatcher {
     queue: BatchQueue<WorkRow>,
-    instances: usize,
+    health: Arc<Health>,
     /// Batches given out and not reported done: running, and at most one staged.
     out: usize,
     /// Predicted run time of the batches that are out.
     out_time: Duration,
     commands: Receiver<Command>,
-    reports: Receiver<Done>,
-    batches: Sender<Batch<WorkRow>>,
+    reports: Receiver<Report>,
+    dock: Dock,
     load: Arc<Load>,
     metrics: ModelMetrics,
+}
+
+/// Where batches are given out: both ends, since a batch that no executor is left for comes back.
+pub(super) struct Dock {
+    pub(super) batches: Sender<Batch<WorkRow>>,
+    pub(super) staged: Receiver<Batch<WorkRow>>,
+    /// Tells executors that pause that nobody gives out batches any more, by being dropped.
+    pub(super) _open: Sender<()>,
 }
 
 impl Dispatcher {
     pub(super) fn new(
         policy: BatchPolicy,
-        instances: usize,
+        health: Arc<Health>,
         commands: Receiver<Command>,
-        reports: Receiver<Done>,
-        batches: Sender<Batch<WorkRow>>,
+        reports: Receiver<Report>,
+        dock: Dock,
         load: Arc<Load>,
         metrics: ModelMetrics,
     ) -> Self {
         Self {
             queue: BatchQueue::new(policy),
-            instances,
+            health,
             out: 0,
             out_time: Duration::ZERO,
             commands,
             reports,
-            batches,
+            dock,
             load,
             metrics,
         }
@@ -73,8 +82,8 @@ impl Dispatcher {
 
     /// Takes what has come in meanwhile, without waiting. False when no more can come.
     fn take_news(&mut self) -> bool {
-        while let Ok(done) = self.reports.try_recv() {
-            self.finish(&done);
+        while let Ok(report) = self.reports.try_recv() {
+            self.hear(report);
         }
         loop {
             match self.commands.try_recv() {
@@ -86,6 +95,12 @@ impl Dispatcher {
 
     fn obey(&mut self, command: Command) {
         match command {
+            Command::Board(rows) if self.health.alive() == 0 => {
+                self.left(rows.len());
+                for row in rows {
+                    row.payload.answer(Err(self.health.refusal()));
+                }
+            }
             Command::Board(rows) => {
                 let now = Instant::now();
                 for row in rows {
@@ -117,6 +132,39 @@ impl Dispatcher {
         }
     }
 
+    fn hear(&mut self, report: Report) {
+        match report {
+            Report::Done(done) => self.finish(&done),
+            Report::Lost(reason) => {
+                self.health.lose(&reason);
+                if self.health.alive() == 0 {
+                    self.refuse_all();
+                }
+            }
+            Report::Back => self.health.regain(),
+        }
+    }
+
+    /// Answers all that waits and that no instance is left for.
+    fn refuse_all(&mut self) {
+        let now = Instant::now();
+        while let Ok(batch) = self.dock.staged.try_recv() {
+            self.out -= 1;
+            self.queue.note_done(batch.rows.len(), now);
+            for row in batch.rows {
+                row.payload.answer(Err(self.health.refusal()));
+            }
+        }
+        while let Some(batch) = self.queue.drain(now) {
+            self.left(batch.rows.len());
+            self.queue.note_done(batch.rows.len(), now);
+            for row in batch.rows {
+                row.payload.answer(Err(self.health.refusal()));
+            }
+        }
+        self.out_time = Duration::ZERO;
+    }
+
     fn finish(&mut self, done: &Done) {
         self.out -= 1;
         self.queue.note_done(done.rows, Instant::now());
@@ -143,8 +191,9 @@ impl Dispatcher {
 
     /// Gives out every batch that may leave now; returns when to look again.
     fn let_leave(&mut self, now: Instant) -> Option<Instant> {
-        while self.out <= self.instances {
-            let idle = self.out < self.instances;
+        let instances = self.health.alive();
+        while instances > 0 && self.out <= instances {
+            let idle = self.out < instances;
             match self.queue.poll(now, idle) {
                 Decision::Flush(batch) => self.give_out(batch),
                 Decision::WaitUntil(when) => return Some(when),
@@ -172,7 +221,7 @@ impl Dispatcher {
             .sum();
         self.out_time += self.queue.run_time().predict(batch.tokens, squares);
         // Fails only when the executors are gone; the rows then answer themselves as they drop.
-        let _ = self.batches.send(batch);
+        let _ = self.dock.batches.send(batch);
     }
 
     fn left(&self, rows: usize) {
@@ -186,7 +235,7 @@ impl Dispatcher {
                 .queue
                 .run_time()
                 .predict(waiting.tokens, waiting.sum_len_squared);
-            let backlog = (self.out_time + waiting) / self.instances as u32;
+            let backlog = (self.out_time + waiting) / self.health.alive().max(1) as u32;
             self.load.backlog_ns[priority.level()].store(backlog.as_nanos() as u64, Relaxed);
         }
         let (fixed, token) = self.queue.run_time().linear();
@@ -203,8 +252,8 @@ impl Dispatcher {
             recv(commands) -> command => if let Ok(command) = command {
                 self.obey(command);
             },
-            recv(reports) -> done => if let Ok(done) = done {
-                self.finish(&done);
+            recv(reports) -> report => if let Ok(report) = report {
+                self.hear(report);
             },
             recv(alarm) -> _ => {}
         }
@@ -214,7 +263,10 @@ impl Dispatcher {
     fn drain(mut self) {
         loop {
             self.drop_expired(Instant::now());
-            while self.out <= self.instances {
+            if self.health.alive() == 0 {
+                self.refuse_all();
+            }
+            while self.out <= self.health.alive() {
                 let Some(batch) = self.queue.drain(Instant::now()) else {
                     break;
                 };
@@ -226,8 +278,8 @@ impl Dispatcher {
             let reports = self.reports.clone();
             let alarm = self.queue.next_deadline().map_or_else(never, at);
             select! {
-                recv(reports) -> done => match done {
-                    Ok(done) => self.finish(&done),
+                recv(reports) -> report => match report {
+                    Ok(report) => self.hear(report),
                     Err(_) => break,
                 },
                 recv(alarm) -> _ => {}

@@ -1,7 +1,8 @@
 //! An executor: one thread that takes batches and runs them.
 //!
 //! A batch that fails, by error or panic, is run again row by row, so that only the row at fault
-//! fails. A row that went away or whose deadline passed while it was staged is not run.
+//! fails; one that the device has no memory for, in halves. Where the device itself is lost the
+//! instance ends, or is made anew. A row that went away or whose deadline passed while it was staged is not run.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -9,37 +10,73 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam::channel::{Receiver, Sender};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::{
-    messages::{Done, Forward},
+    messages::{Done, Forward, Report},
     row::{RowAnswer, WorkRow, expired},
 };
 use crate::{
     batching::{Batch, Row},
-    engine::panics::panic_message,
+    device::DeviceFailure,
+    engine::{
+        panics::panic_message,
+        recovery::{Failed, Lost, Recovery},
+    },
     error::RequestError,
     models::{PackedBatch, RowOutput},
     telemetry::{BatchTimes, ModelMetrics, ModelStatistics},
 };
 
 pub(super) struct Executor {
-    pub(super) forward: Forward,
+    pub(super) instance: usize,
     pub(super) batches: Receiver<Batch<WorkRow>>,
-    pub(super) done: Sender<Done>,
+    pub(super) reports: Sender<Report>,
+    /// Nothing is ever sent here: it closes when the dispatcher is gone.
+    pub(super) closing: Receiver<()>,
+    pub(super) recovery: Recovery<Forward>,
     pub(super) metrics: ModelMetrics,
     pub(super) statistics: Arc<ModelStatistics>,
 }
 
 impl Executor {
-    /// Runs batches until the dispatcher is gone.
-    pub(super) fn run(self) {
-        for batch in &self.batches {
-            self.run_batch(batch.rows);
+    /// Runs batches until the dispatcher is gone, or the device is lost for good.
+    pub(super) fn run(self, mut forward: Forward) {
+        while let Err(Lost(reason)) = self.run_until_lost(&forward) {
+            tracing::error!(
+                instance = self.instance,
+                reason,
+                "the device under an instance is lost"
+            );
+            // An error means that the dispatcher is gone, and nobody is left to be told.
+            let _ = self.reports.send(Report::Lost(reason.clone()));
+            // Frees what it holds of the device: the context is gone only with the last that holds it.
+            drop(forward);
+            let metrics = &self.metrics.device;
+            let pause = |time| self.closing.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
+            match self
+                .recovery
+                .recover(self.instance, &reason, metrics, pause)
+            {
+                Some(fresh) => forward = fresh,
+                None => {
+                    // Stays until the dispatcher is gone, so that this never hears the last of it.
+                    let _ = self.closing.recv();
+                    return;
+                }
+            }
+            let _ = self.reports.send(Report::Back);
         }
     }
 
-    fn run_batch(&self, rows: Vec<Row<WorkRow>>) {
+    fn run_until_lost(&self, forward: &Forward) -> Result<(), Lost> {
+        for batch in &self.batches {
+            self.run_batch(forward, batch.rows)?;
+        }
+        Ok(())
+    }
+
+    fn run_batch(&self, forward: &Forward, rows: Vec<Row<WorkRow>>) -> Result<(), Lost> {
         let started = Instant::now();
         let given_out = rows.len();
         let rows = still_wanted(rows, started);
@@ -48,19 +85,19 @@ impl Executor {
         let outputs = if rows.is_empty() {
             Ok(Vec::new())
         } else {
-            self.forward(&packed)
+            run_model(forward, &packed)
         };
         let execute = packed_at.elapsed();
 
         // First of all the dispatcher, so that the next batch can leave while answers go out.
-        let _ = self.done.send(Done {
+        let _ = self.reports.send(Report::Done(Done {
             rows: given_out,
             tokens: packed.tokens().len(),
             sum_len_squared: packed.sum_len_squared(),
             elapsed: (outputs.is_ok() && !rows.is_empty()).then_some(execute),
-        });
+        }));
         if rows.is_empty() {
-            return;
+            return Ok(());
         }
 
         let count = rows.len();
@@ -78,57 +115,67 @@ impl Executor {
                 for (row, output) in rows.into_iter().zip(outputs) {
                     answer(row, output, started, execute, count);
                 }
+                Ok(())
             }
-            Err(error) if count == 1 => {
-                for row in rows {
-                    row.payload.answer(Err(error.clone()));
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, rows = count, "batch failed; running its rows one by one");
-                self.metrics.isolated_batches.inc();
-                self.isolate(rows);
-            }
+            Err(failed) => self.run_in_parts(forward, rows, &failed),
         }
     }
 
-    /// Runs each row alone, so that the one at fault is the only one to fail.
-    fn isolate(&self, rows: Vec<Row<WorkRow>>) {
-        for row in rows {
-            let started = Instant::now();
-            let Some(row) = still_wanted(vec![row], started).pop() else {
-                continue;
-            };
-            match self.forward(&pack(std::slice::from_ref(&row))) {
-                Ok(mut outputs) => {
-                    if let Some(output) = outputs.pop() {
-                        answer(row, output, started, started.elapsed(), 1);
-                    }
-                }
-                Err(error) => row.payload.answer(Err(error)),
+    /// Runs rows that failed together: in halves where the device had no memory for all of them, else
+    /// each alone, so that the one at fault is the only one to fail. A row that fails alone is
+    /// answered so; where the device is lost, all are.
+    fn run_in_parts(
+        &self,
+        forward: &Forward,
+        mut rows: Vec<Row<WorkRow>>,
+        failed: &Failed,
+    ) -> Result<(), Lost> {
+        if let Some(lost) = failed.lost() {
+            fail_all(rows, &failed.error);
+            return Err(lost);
+        }
+        if rows.len() == 1 {
+            fail_all(rows, &failed.error);
+            return Ok(());
+        }
+        let error = &failed.error;
+        let parts = if failed.kind == DeviceFailure::OutOfMemory {
+            tracing::warn!(%error, rows = rows.len(), "no memory for a batch; running it in halves");
+            self.metrics.device.split_batches.inc();
+            let second = rows.split_off(rows.len() / 2);
+            vec![rows, second]
+        } else {
+            tracing::warn!(%error, rows = rows.len(), "batch failed; running its rows one by one");
+            self.metrics.isolated_batches.inc();
+            rows.into_iter().map(|row| vec![row]).collect()
+        };
+        let mut parts = parts.into_iter();
+        for part in &mut parts {
+            if let Err(lost) = self.run_part(forward, part) {
+                let reason = lost.0.clone();
+                fail_all(parts.flatten(), &RequestError::DeviceLost { reason });
+                return Err(lost);
             }
         }
+        Ok(())
     }
 
-    /// Runs the model; an error or a panic in it becomes a [`RequestError`].
-    fn forward(&self, packed: &PackedBatch) -> Result<Vec<RowOutput>, RequestError> {
-        // The model's weights are never written after load, so a panic leaves nothing half done.
-        let outputs = catch_unwind(AssertUnwindSafe(|| (self.forward)(packed)))
-            .map_err(|panic| {
-                RequestError::internal(format_args!(
-                    "the model panicked: {}",
-                    panic_message(&*panic)
-                ))
-            })?
-            .map_err(RequestError::internal)?;
-        if outputs.len() == packed.rows() {
-            return Ok(outputs);
+    fn run_part(&self, forward: &Forward, rows: Vec<Row<WorkRow>>) -> Result<(), Lost> {
+        let started = Instant::now();
+        let rows = still_wanted(rows, started);
+        if rows.is_empty() {
+            return Ok(());
         }
-        Err(RequestError::internal(format_args!(
-            "the model gave {} outputs for {} rows",
-            outputs.len(),
-            packed.rows()
-        )))
+        match run_model(forward, &pack(&rows)) {
+            Ok(outputs) => {
+                let (execute, count) = (started.elapsed(), rows.len());
+                for (row, output) in rows.into_iter().zip(outputs) {
+                    answer(row, output, started, execute, count);
+                }
+                Ok(())
+            }
+            Err(failed) => self.run_in_parts(forward, rows, &failed),
+        }
     }
 
     fn count(
@@ -148,6 +195,28 @@ impl Executor {
             let delay = started.saturating_duration_since(row.arrived);
             metrics.queue_delay.observe(delay.as_secs_f64());
         }
+    }
+}
+
+/// Runs the model; an error or a panic in it becomes a [`Failed`].
+fn run_model(forward: &Forward, packed: &PackedBatch) -> Result<Vec<RowOutput>, Failed> {
+    // The model's weights are never written after load, so a panic leaves nothing half done.
+    let outputs = catch_unwind(AssertUnwindSafe(|| forward(packed)))
+        .map_err(|panic| Failed::of_panic(panic_message(&*panic)))?
+        .map_err(|error| Failed::of(&error))?;
+    if outputs.len() == packed.rows() {
+        return Ok(outputs);
+    }
+    Err(Failed::internal(format_args!(
+        "the model gave {} outputs for {} rows",
+        outputs.len(),
+        packed.rows()
+    )))
+}
+
+fn fail_all(rows: impl IntoIterator<Item = Row<WorkRow>>, error: &RequestError) {
+    for row in rows {
+        row.payload.answer(Err(error.clone()));
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use crossbeam::channel::{Sender, bounded, unbounded};
 
 use super::{
-    dispatcher::Dispatcher,
+    dispatcher::{Dispatcher, Dock},
     executor::Executor,
     load::Load,
     messages::{CancelHandle, Command, Forward, ids},
@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     batching::{BatchPolicy, Priority, Row},
+    engine::recovery::{Health, Supervision},
     error::RequestError,
     telemetry::{ModelMetrics, ModelStatistics},
 };
@@ -44,15 +45,35 @@ pub struct Engine {
     commands: Sender<Command>,
     next_id: AtomicU64,
     load: Arc<Load>,
+    health: Arc<Health>,
 }
 
 impl Engine {
-    /// Starts the dispatcher and `instances` executors over `forward`.
+    /// Starts the dispatcher and `instances` executors over one `forward`.
     ///
     /// # Errors
     /// When the system refuses a thread.
     pub fn start(options: EngineOptions, forward: &Forward) -> std::io::Result<Self> {
-        let instances = options.instances.max(1);
+        let forwards = vec![Arc::clone(forward); options.instances.max(1)];
+        Self::start_over(options, forwards, &Supervision::default())
+    }
+
+    /// Starts the dispatcher and an executor over each of `forwards`; `supervision` is for those whose
+    /// device is lost. `options.instances` says nothing here.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn start_over(
+        options: EngineOptions,
+        forwards: Vec<Forward>,
+        supervision: &Supervision<Forward>,
+    ) -> std::io::Result<Self> {
+        let instances = forwards.len().max(1);
+        let health = Arc::new(Health::new(
+            forwards.len(),
+            options.metrics.device.clone(),
+            supervision.changed.clone(),
+        ));
         let load = Arc::new(Load {
             waiting_rows: AtomicUsize::new(0),
             max_waiting_rows: options.policy.max_waiting_rows,
@@ -63,26 +84,34 @@ impl Engine {
         // One command carries at least one reserved row; the other half is for cancellations.
         let (commands, inbox) = bounded(2 * options.policy.max_waiting_rows);
         // Never full: at most one batch an instance and one staged are out at a time.
-        let (batches, dock) = bounded(instances + 1);
-        let (done, reports) = unbounded();
-        for instance in 0..instances {
+        let (batches, staged) = bounded(instances + 1);
+        // A few words an instance and batch.
+        let (reports, news) = unbounded();
+        let (open, closing) = bounded(0);
+        for (instance, forward) in forwards.into_iter().enumerate() {
             let executor = Executor {
-                forward: Arc::clone(forward),
-                batches: dock.clone(),
-                done: done.clone(),
+                instance,
+                batches: staged.clone(),
+                reports: reports.clone(),
+                closing: closing.clone(),
+                recovery: supervision.recovery.clone(),
                 metrics: options.metrics.clone(),
                 statistics: Arc::clone(&options.statistics),
             };
             std::thread::Builder::new()
                 .name(format!("run-{}-{instance}", options.name))
-                .spawn(move || executor.run())?;
+                .spawn(move || executor.run(forward))?;
         }
         let dispatcher = Dispatcher::new(
             options.policy,
-            instances,
+            Arc::clone(&health),
             inbox,
-            reports,
-            batches,
+            news,
+            Dock {
+                batches,
+                staged,
+                _open: open,
+            },
             Arc::clone(&load),
             options.metrics,
         );
@@ -93,6 +122,7 @@ impl Engine {
             commands,
             next_id: AtomicU64::new(0),
             load,
+            health,
         })
     }
 
@@ -101,14 +131,15 @@ impl Engine {
     ///
     /// # Errors
     /// [`RequestError::Overloaded`] when they don't fit in the queue,
-    /// [`RequestError::DeadlineUnreachable`] when the work ahead of them takes too long. Nothing
-    /// is in line then.
+    /// [`RequestError::DeadlineUnreachable`] when the work ahead of them takes too long,
+    /// [`RequestError::DeviceLost`] when no instance is left to run them. Nothing is in line then.
     pub fn submit(
         &self,
         rows: Vec<(usize, RowWork)>,
         departure: &Departure,
         now: Instant,
     ) -> Result<Answers, RequestError> {
+        self.health.check()?;
         let count = rows.len();
         let tokens: usize = rows.iter().map(|(_, work)| work.ids.len()).sum();
         self.check_deadline(tokens, departure, now)?;
@@ -151,6 +182,11 @@ impl Engine {
             sum_len_squared,
             elapsed,
         });
+    }
+
+    /// Why no instance is left to run rows, if none is.
+    pub fn lost(&self) -> Option<String> {
+        self.health.lost()
     }
 
     /// Rows accepted and not yet in a batch.

@@ -28,7 +28,18 @@ pub(super) enum Command {
     },
 }
 
-/// What an executor tells the dispatcher after each batch.
+/// What an executor tells the dispatcher.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// A batch is done.
+    Done(Done),
+    /// The device under the instance is lost; it takes no more batches.
+    Lost(String),
+    /// The instance is made anew and takes batches again.
+    Back,
+}
+
+/// What an executor tells after each batch.
 #[derive(Debug)]
 pub(super) struct Done {
     /// Rows of the batch as it was given out.

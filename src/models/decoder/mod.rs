@@ -98,10 +98,6 @@ impl DecoderModel {
         device: &Device,
         prepared: &PreparedWeights,
     ) -> Result<Self, LoadError> {
-        if !device.is_cpu() {
-            let error = candle_core::Error::Msg("decoders run on the CPU only so far".to_owned());
-            return Err(LoadError::Device(error));
-        }
         let source = Source::open(source)?;
         let spec = DecoderSpec::of(&source, options.max_context)?;
         // Every tensor of every layer must exist, so a file of a few kilobytes cannot make the
@@ -156,6 +152,11 @@ impl DecoderModel {
         })
     }
 
+    /// Where the weights are and its steps run.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// What the files say.
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec
@@ -198,7 +199,7 @@ impl DecoderModel {
 
     /// Runs one step: writes the keys and values of all tokens to `cache`, and returns the raw
     /// logits after those of `batch.logit_tokens`, `[logit_tokens, vocabulary]`, f32, in their
-    /// order.
+    /// order, on the CPU.
     ///
     /// # Errors
     /// If the batch contradicts itself, the model or the cache, or the device fails. The cache is
@@ -212,7 +213,11 @@ impl DecoderModel {
         let rows = PagedRows::new(rows, &cache.geometry)
             .map_err(|error| ForwardError::Blocks(error.to_string()))?;
         if batch.tokens.is_empty() {
-            return Ok(self.no_logits()?);
+            return Ok(no_logits(self.spec.vocabulary)?);
+        }
+        if !self.device.is_cpu() {
+            // What is loaded for a device belongs to this thread.
+            return Ok(self.run(batch, &rows, cache)?);
         }
         // Inside the thread pool, so that each op finds itself on one of its threads: from outside,
         // every op would hand its work over and be woken when it is done, some 200 times a step.
@@ -239,7 +244,7 @@ impl DecoderModel {
         }
         let attended = last.attend(&normed, last_cache, rows)?;
         if batch.logit_tokens.is_empty() {
-            return self.no_logits();
+            return no_logits(self.spec.vocabulary);
         }
         let normed = if batch
             .logit_tokens
@@ -254,14 +259,16 @@ impl DecoderModel {
             let pick = |tensor: &Tensor| tensor.index_select(&wanted, 0);
             last.feed(&pick(&x)?, &pick(&attended)?)?
         };
-        let logits = self.head.apply(&normed)?;
+        // The one wait of a step on a device; on the CPU this is nothing.
+        let logits = self.head.apply(&normed)?.to_device(&Device::Cpu)?;
         if let Some(cap) = self.spec.logit_softcap {
             soft_cap(&logits, cap)?;
         }
         Ok(logits)
     }
+}
 
-    fn no_logits(&self) -> DeviceResult<Tensor> {
-        Tensor::zeros((0, self.spec.vocabulary), DType::F32, &self.device)
-    }
+/// `[0, vocabulary]`, on the CPU: a device has no memory without bytes.
+fn no_logits(vocabulary: usize) -> DeviceResult<Tensor> {
+    Tensor::zeros((0, vocabulary), DType::F32, &Device::Cpu)
 }

@@ -5,6 +5,8 @@
 //! keys    [blocks, kv_heads, head_dim, block_size]   dimension by dimension
 //! values  [blocks, kv_heads, block_size, head_dim]   token by token
 //! ```
+//! (On a device, `keys` is `[blocks, kv_heads, head_dim / 8, block_size, 8]`: `kernels/rope.cu`.)
+//!
 //! Both are read along their last axis. For the scores that is the tokens: one dimension of a
 //! query is multiplied with as many keys as a register holds, and nothing is added up across the
 //! lanes. For the sums over values it is the dimensions, for the same reason.
@@ -28,6 +30,21 @@ pub struct CacheGeometry {
 }
 
 impl CacheGeometry {
+    /// The shape of the keys: those of a device are in parts of 8 dimensions, each token by token.
+    pub(super) fn keys(&self, device: &Device) -> Vec<usize> {
+        let Self {
+            blocks,
+            block_size,
+            kv_heads,
+            head_dim,
+        } = *self;
+        if device.is_cpu() {
+            vec![blocks, kv_heads, head_dim, block_size]
+        } else {
+            vec![blocks, kv_heads, head_dim / 8, block_size, 8]
+        }
+    }
+
     /// Bytes that one block takes in one layer, keys and values together.
     pub fn bytes_per_block(&self, cache_type: CacheType) -> usize {
         2 * self.kv_heads * self.block_size * self.head_dim * cache_type.dtype().size_in_bytes()
@@ -56,7 +73,7 @@ impl CacheType {
 /// Keys and values of one layer. A clone is the same cache, not a copy.
 #[derive(Debug, Clone)]
 pub struct LayerCache {
-    /// `[blocks, kv_heads, head_dim, block_size]`, f32 or f16.
+    /// `[blocks, kv_heads, head_dim, block_size]` on the CPU, f32 or f16.
     pub keys: Tensor,
     /// `[blocks, kv_heads, block_size, head_dim]`, of the same type.
     pub values: Tensor,
@@ -75,11 +92,7 @@ impl LayerCache {
             head_dim,
         } = *geometry;
         Ok(Self {
-            keys: zeros(
-                &[blocks, kv_heads, head_dim, block_size],
-                cache_type,
-                device,
-            )?,
+            keys: zeros(&geometry.keys(device), cache_type, device)?,
             values: zeros(
                 &[blocks, kv_heads, block_size, head_dim],
                 cache_type,

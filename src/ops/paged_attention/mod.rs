@@ -22,6 +22,8 @@
 
 mod attend;
 mod cache;
+#[cfg(feature = "cuda")]
+mod device;
 mod layer;
 mod rows;
 mod span;
@@ -84,7 +86,13 @@ impl PagedAttention {
         }
         let (blocks, block_size) = (rows.cache_blocks(), rows.block_size());
         let (keys, values) = (&cache.keys, &cache.values);
-        if keys.dims() != [blocks, self.kv_heads, self.head_dim, block_size]
+        let geometry = CacheGeometry {
+            blocks,
+            block_size,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+        };
+        if keys.dims() != geometry.keys(keys.device())
             || values.dims() != [blocks, self.kv_heads, block_size, self.head_dim]
         {
             bail!(
@@ -98,6 +106,12 @@ impl PagedAttention {
         }
         if keys.dtype() != values.dtype() {
             bail!("keys and values of a cache must have the same type");
+        }
+        #[cfg(feature = "cuda")]
+        if keys.device().is_cuda() {
+            device::check_heads(self.head_dim)?;
+            let op = self;
+            return qkv.apply_op1_no_bwd(&device::OnDevice { op, cache, rows });
         }
         keys.inplace_op2(qkv, &write::Keys { op: self, rows })?;
         values.inplace_op2(qkv, &write::Values { op: self, rows })?;

@@ -16,6 +16,9 @@ pub struct PagedRows {
     end_position: usize,
     cache_blocks: usize,
     block_size: usize,
+    /// The same on the device that asked for it first.
+    #[cfg(feature = "cuda")]
+    on_device: std::sync::OnceLock<std::sync::Arc<super::device::DeviceRows>>,
 }
 
 /// One row: a run of tokens of one sequence.
@@ -59,6 +62,8 @@ impl PagedRows {
             end_position: 0,
             cache_blocks: geometry.blocks,
             block_size,
+            #[cfg(feature = "cuda")]
+            on_device: std::sync::OnceLock::new(),
         };
         let mut written: Vec<u32> = Vec::new();
         for (first_position, tokens, blocks) in rows {
@@ -93,6 +98,21 @@ impl PagedRows {
             bail!("block {block} would be written to from two places");
         }
         Ok(paged)
+    }
+
+    /// What the kernels of a device know of the rows; copied there by the first layer that asks,
+    /// which also says whether there is a kernel for `runs` of several tokens.
+    #[cfg(feature = "cuda")]
+    pub(super) fn on_device(
+        &self,
+        device: &candle_core::CudaDevice,
+        runs: bool,
+    ) -> Result<&super::device::DeviceRows> {
+        if let Some(found) = self.on_device.get() {
+            return Ok(found);
+        }
+        let made = super::device::DeviceRows::upload(self, runs, device)?;
+        Ok(self.on_device.get_or_init(|| made))
     }
 
     /// Tokens of all rows.

@@ -2,8 +2,6 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use candle_core::Device;
-
 use super::{
     LoadError, LoadStage, LoadTimes, Loaded, Loading, Stage, canary, ggml_type, plan, prepared,
     read_gguf_text, sequences::Sequences,
@@ -14,8 +12,9 @@ use crate::{
         self, Activation,
         manifest::{WarmupShape, find_gguf},
     },
+    device::Place,
     engine::{
-        GenerationEngine, GenerationOptions,
+        GenerationEngine, GenerationOptions, Reload,
         continuous::{StepForward, StepOutput},
     },
     generation::{RowStatistics, SchedulerOptions},
@@ -43,6 +42,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         decoder,
         prepared,
         text,
+        weights,
     } = read_parts(loading, &mut times)?;
     let table = decoder.spec().vocabulary;
 
@@ -55,6 +55,11 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     // More than all sequences can ever hold would lie idle.
     let most = settings.max_running * context.div_ceil(settings.block_size);
     let blocks = ((settings.cache_mib << 20) / block_bytes).min(most);
+    let blocks = match ops::free_memory(decoder.device()).map_err(ForwardError::from)? {
+        // A tenth of what the weights have left is for what a step computes with.
+        Some(free) => blocks.min(free / 10 * 9 / block_bytes),
+        None => blocks,
+    };
     let cache_tokens = blocks * settings.block_size;
     let max_sequence_tokens = context.min(cache_tokens);
     if cache_tokens < context {
@@ -65,12 +70,24 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
             "the cache holds less than one full context; longer requests are refused"
         );
     }
-    let cache = times.measure(Stage::Engine, || {
-        decoder.new_cache(blocks, settings.block_size, cache_type)
-    })?;
     let weight_bytes = decoder.memory_bytes();
     let memory_bytes = weight_bytes + blocks * block_bytes;
-    let mut forward: StepForward = Box::new(move |batch| step(&decoder, &cache, batch));
+    let room = CacheRoom {
+        blocks,
+        block_size: settings.block_size,
+        cache_type,
+    };
+    let mut forward = times.measure(Stage::Engine, || step_forward(decoder, room))?;
+    let reload: Reload<StepForward> = Arc::new(move |_| {
+        let load =
+            || Ok::<_, LoadError>(step_forward(weights.load(&PreparedWeights::off())?, room)?);
+        load().map_err(|error| error.to_string())
+    });
+    let load_settings = loading.settings;
+    let supervision =
+        load_settings
+            .alarm
+            .supervision(&model.name, load_settings.on_device_failure, reload);
     let limits = StepLimits {
         block_size: settings.block_size,
         blocks,
@@ -82,7 +99,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     times.measure(Stage::WarmUp, || warm_up(&mut forward, &limits, loading))?;
 
     let generation_metrics = loading.families.generation(&model.name, loading.version);
-    let engine = GenerationEngine::start(
+    let engine = GenerationEngine::start_over(
         GenerationOptions {
             name: model.name.clone(),
             scheduler: SchedulerOptions {
@@ -100,6 +117,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
             statistics: Arc::clone(&loading.statistics),
         },
         forward,
+        supervision,
     )?;
     let sequences = Sequences {
         text: &text,
@@ -125,6 +143,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
             cache,
             metrics: generation_metrics,
         })),
+        places: vec![loading.places[0]],
         labels: Vec::new(),
         output_size: 0,
         activation: Activation::Softmax,
@@ -141,6 +160,36 @@ struct Parts {
     decoder: DecoderModel,
     prepared: Arc<PreparedWeights>,
     text: GenerationText,
+    weights: Weights,
+}
+
+/// Where a decoder's weights are, and where they go.
+struct Weights {
+    source: PathBuf,
+    options: DecoderOptions,
+    place: Place,
+}
+
+impl Weights {
+    fn load(&self, prepared: &PreparedWeights) -> Result<DecoderModel, LoadError> {
+        let device = self.place.open()?;
+        let loaded = DecoderModel::load_with(&self.source, &self.options, &device, prepared);
+        Ok(loaded?)
+    }
+}
+
+/// How much a cache holds.
+#[derive(Clone, Copy)]
+struct CacheRoom {
+    blocks: usize,
+    block_size: usize,
+    cache_type: ops::CacheType,
+}
+
+/// A loaded decoder with a cache of its own, as the engine sees it.
+fn step_forward(decoder: DecoderModel, room: CacheRoom) -> Result<StepForward, ForwardError> {
+    let cache = decoder.new_cache(room.blocks, room.block_size, room.cache_type)?;
+    Ok(Box::new(move |batch| step(&decoder, &cache, batch)))
 }
 
 /// Reads weights and tokenizer, side by side.
@@ -152,16 +201,20 @@ fn read_parts(loading: &Loading<'_>, times: &mut LoadTimes) -> Result<Parts, Loa
         ..
     } = *loading;
     let gguf = find_gguf(dir);
-    let source = gguf.clone().unwrap_or_else(|| dir.to_owned());
-    let options = DecoderOptions {
-        quantize: manifest.quantize.map(ggml_type),
-        max_context: Some(manifest.input.max_tokens).filter(|&tokens| tokens > 0),
+    let weights = Weights {
+        source: gguf.clone().unwrap_or_else(|| dir.to_owned()),
+        options: DecoderOptions {
+            quantize: manifest.quantize.map(ggml_type),
+            max_context: Some(manifest.input.max_tokens).filter(|&tokens| tokens > 0),
+        },
+        place: loading.places[0],
     };
-    let (weights, text) = times.weights_and_tokenizer(
+    let (loaded, text) = times.weights_and_tokenizer(
         || {
-            let kind = options.quantize.map(|dtype| format!("quantize {dtype:?}"));
-            let prepared = prepared::open(loading, &source, kind.unwrap_or_default());
-            let decoder = DecoderModel::load_with(&source, &options, &Device::Cpu, &prepared)?;
+            let kind = weights.options.quantize;
+            let kind = kind.map(|dtype| format!("quantize {dtype:?}"));
+            let prepared = prepared::open(loading, &weights.source, kind.unwrap_or_default());
+            let decoder = weights.load(&prepared)?;
             Ok::<_, LoadError>((decoder, prepared))
         },
         || match &gguf {
@@ -169,7 +222,7 @@ fn read_parts(loading: &Loading<'_>, times: &mut LoadTimes) -> Result<Parts, Loa
             None => Ok(GenerationText::load(dir)?),
         },
     )?;
-    let ((decoder, prepared), text) = (weights?, text?);
+    let ((decoder, prepared), text) = (loaded?, text?);
     let text = match &manifest.generate.chat_template {
         None => text,
         Some(file) => with_template(text, model.dir.join(file))?,
@@ -185,6 +238,7 @@ fn read_parts(loading: &Loading<'_>, times: &mut LoadTimes) -> Result<Parts, Loa
         decoder,
         prepared,
         text,
+        weights,
     })
 }
 
@@ -201,8 +255,7 @@ fn step(
     cache: &KvCache,
     batch: &DecoderBatch,
 ) -> Result<StepOutput, ForwardError> {
-    // Inside the pool, so that an op does not cross threads to get there.
-    rayon::scope(|_| {
+    let run = || {
         let logits = StepLogits::new(decoder.forward(batch, cache)?);
         let statistics = ops::logit_statistics(logits.tensor())?
             .into_iter()
@@ -213,7 +266,13 @@ fn step(
             })
             .collect();
         Ok(StepOutput { logits, statistics })
-    })
+    };
+    if decoder.device().is_cpu() {
+        // Inside the pool, so that an op does not cross threads to get there.
+        rayon::scope(|_| run())
+    } else {
+        run()
+    }
 }
 
 /// The tokens a sequence may have: what the model was made for, or less where the manifest says so.

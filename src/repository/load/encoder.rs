@@ -7,7 +7,9 @@ use candle_core::Device;
 use super::{
     LoadError, LoadStage, LoadTimes, Loaded, Loading, Stage,
     canary::{self, CanaryOutput},
-    encoder_text, ggml_type, plan, prepared,
+    encoder_text, ggml_type,
+    instances::Instances,
+    plan, prepared,
     times::timed,
 };
 use crate::{
@@ -36,12 +38,13 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     let source = find_gguf(dir).unwrap_or_else(|| dir.to_owned());
     let spec = EncoderSpec::read_source(&source)?;
     let max_tokens = usable_tokens(model, manifest, &spec)?;
+    let options = load_options(manifest)?;
     let (weights, text) = times.weights_and_tokenizer(
         || {
-            let options = load_options(manifest)?;
             let kind = options.quantize.map(|dtype| format!("quantize {dtype:?}"));
             let prepared = prepared::open(loading, &source, kind.unwrap_or_default());
-            let encoder = EncoderModel::load_with(&source, &options, &Device::Cpu, &prepared)?;
+            let device = loading.places[0].open()?;
+            let encoder = EncoderModel::load_with(&source, &options, &device, &prepared)?;
             Ok::<_, LoadError>((encoder, prepared))
         },
         || encoder_text(dir, &spec, max_tokens, manifest.input.truncation),
@@ -50,23 +53,26 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     let policy = policy_of(manifest);
     policy.validate()?;
 
-    let encoder = Arc::new(encoder);
-    let runner = Arc::clone(&encoder);
-    let forward: Forward = Arc::new(move |batch| runner.forward(batch));
+    let told = Told::of(&encoder);
+    let instances = Instances::new(loading, source, options);
+    let forwards = times.measure(Stage::Weights, || instances.load_others(encoder))?;
+    let forward = Arc::clone(&forwards[0]);
     let start = || {
         let options = EngineOptions {
             name: model.name.clone(),
             policy,
-            instances: manifest.resources.instances,
+            instances: forwards.len(),
             metrics: loading.metrics.clone(),
             statistics: Arc::clone(&loading.statistics),
         };
-        Engine::start(options, &forward)
+        let supervision = instances.supervision(loading);
+        Engine::start_over(options, forwards.clone(), &supervision)
     };
     let engine = times.measure(Stage::Engine, start)?;
     (loading.tell)(LoadStage::WarmUp);
     times.measure(Stage::WarmUp, || {
-        warm_up(&forward, &engine, max_tokens, loading)
+        warm_up(&forward, &engine, max_tokens, loading)?;
+        instances.warm_others(&forwards, max_tokens)
     })?;
     let canary = times.measure(Stage::Canary, || {
         canary::check_or_record(loading, &mut |input| answer(input, &text, &forward))
@@ -82,18 +88,14 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         };
         Arc::new(RowCache::new(Arc::clone(&engine), options))
     });
+    let copies = instances.copies() as u64;
     Ok(Loaded {
-        labels: encoder.labels().to_vec(),
-        output_size: encoder.output_dim(),
-        activation: manifest.classify.activation.unwrap_or_else(|| {
-            if encoder.spec().problem_type.as_deref() == Some("multi_label_classification") {
-                Activation::Sigmoid
-            } else {
-                Activation::Softmax
-            }
-        }),
-        memory_bytes: encoder.memory_bytes() as u64,
-        weight_bytes: encoder.memory_bytes() as u64,
+        places: instances.places,
+        labels: told.labels,
+        output_size: told.output_size,
+        activation: manifest.classify.activation.unwrap_or(told.activation),
+        memory_bytes: told.memory_bytes * copies,
+        weight_bytes: told.memory_bytes,
         times,
         prepared,
         canary,
@@ -105,14 +107,51 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     })
 }
 
+/// What the model says of itself; the model proper goes to its executor.
+struct Told {
+    labels: Vec<String>,
+    output_size: usize,
+    activation: Activation,
+    memory_bytes: u64,
+}
+
+impl Told {
+    fn of(encoder: &EncoderModel) -> Self {
+        let several = encoder.spec().problem_type.as_deref() == Some("multi_label_classification");
+        Self {
+            labels: encoder.labels().to_vec(),
+            output_size: encoder.output_dim(),
+            activation: if several {
+                Activation::Sigmoid
+            } else {
+                Activation::Softmax
+            },
+            memory_bytes: encoder.memory_bytes() as u64,
+        }
+    }
+}
+
+/// Loads the weights of a version on the CPU: those of its GGUF file if it has one, else its
+/// checkpoint.
+///
+/// # Errors
+/// As [`load_encoder_on`].
+pub fn load_encoder(dir: &Path, manifest: &ModelManifest) -> Result<EncoderModel, LoadError> {
+    load_encoder_on(dir, manifest, &Device::Cpu)
+}
+
 /// Loads the weights of a version: those of its GGUF file if it has one, else its checkpoint.
 ///
 /// # Errors
 /// [`LoadError`] when they don't load, or the manifest asks for a head that they lack.
-pub fn load_encoder(dir: &Path, manifest: &ModelManifest) -> Result<EncoderModel, LoadError> {
+pub fn load_encoder_on(
+    dir: &Path,
+    manifest: &ModelManifest,
+    device: &Device,
+) -> Result<EncoderModel, LoadError> {
     let source = find_gguf(dir).unwrap_or_else(|| dir.to_owned());
     let options = load_options(manifest)?;
-    Ok(EncoderModel::load(&source, &options, &Device::Cpu)?)
+    Ok(EncoderModel::load(&source, &options, device)?)
 }
 
 fn load_options(manifest: &ModelManifest) -> Result<LoadOptions, LoadError> {
@@ -243,7 +282,7 @@ fn shapes(loading: &Loading<'_>, max_tokens: usize) -> Result<Vec<WarmupShape>, 
     Ok(plan.shapes.clone())
 }
 
-fn run_shape(
+pub(super) fn run_shape(
     forward: &Forward,
     index: usize,
     shape: WarmupShape,

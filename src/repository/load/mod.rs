@@ -4,6 +4,7 @@ mod canary;
 mod decoder;
 mod encoder;
 mod infer;
+mod instances;
 mod plan;
 mod prepared;
 mod sequences;
@@ -24,6 +25,7 @@ use super::{FoundModel, Runner, ServedModel, lease::Lease};
 use crate::{
     batching::PolicyError,
     config::{Activation, ConfigError, ModelManifest, Quantize, Task},
+    device::{self, DeviceError, Place},
     engine::continuous,
     models::{self, ForwardError, PreparedWeights},
     telemetry::{Metrics, ModelMetrics, ModelStatistics, Traffic},
@@ -31,7 +33,7 @@ use crate::{
 };
 
 pub use canary::CanaryDone;
-pub use encoder::{head_of, load_encoder};
+pub use encoder::{head_of, load_encoder, load_encoder_on};
 pub use infer::infer_manifest;
 pub use prepared::PreparedUse;
 pub use settings::{CanaryUse, LoadSettings, PreparedPlace, Upkeep};
@@ -136,6 +138,9 @@ pub enum LoadError {
         /// The record.
         path: PathBuf,
     },
+    /// There is no such device here.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Prepared weights can't be written.
     #[error("prepared weights: {0}")]
     Prepared(#[from] models::prepared::WriteError),
@@ -154,12 +159,16 @@ struct Loading<'a> {
     version: &'a str,
     /// Told how far the load has come.
     tell: &'a dyn Fn(LoadStage),
+    /// The devices that it may use, at least one.
+    places: &'a [Place],
     settings: &'a LoadSettings,
 }
 
 /// What is loaded of a model.
 struct Loaded {
     runner: Runner,
+    /// Each instance's.
+    places: Vec<Place>,
     labels: Vec<String>,
     output_size: usize,
     activation: Activation,
@@ -207,6 +216,8 @@ pub fn load_version(
     let started = Instant::now();
     let dir = model.version_dir(version);
     let manifest = read_manifest(model, &dir)?;
+    let choice = manifest.resources.device.as_ref();
+    let places = device::resolve(choice.unwrap_or(&settings.device))?;
     let version = version.to_string();
     let most_rows = match manifest.task {
         Task::Generate => manifest.generate.max_running,
@@ -221,6 +232,7 @@ pub fn load_version(
         families: metrics,
         version: &version,
         tell,
+        places: &places,
         settings,
     };
     let loaded = match manifest.task {
@@ -229,6 +241,11 @@ pub fn load_version(
     };
     let prepared = prepared::keep(&loading, loaded.prepared)?;
     tracing::info!(model = model.name, version, times = %loaded.times, "loaded");
+    for place in &loaded.places {
+        let same = loaded.places.iter().filter(|other| *other == place).count();
+        let instances = metrics.instances(&model.name, &version, &place.to_string());
+        instances.set(same as i64);
+    }
     let (metrics, statistics) = (loading.metrics.clone(), Arc::clone(&loading.statistics));
     Ok(ServedModel {
         name: model.name.clone(),
@@ -240,6 +257,7 @@ pub fn load_version(
         weight_bytes: loaded.weight_bytes,
         manifest,
         runner: loaded.runner,
+        places: loaded.places,
         metrics,
         statistics,
         traffic: Traffic::default(),

@@ -7,9 +7,12 @@ use std::{
 };
 
 use super::{LoadError, Loading, PreparedPlace, Upkeep, times::timed};
-use crate::models::{
-    PreparedWeights,
-    prepared::{PreparedKey, SourceFiles, Unusable, WriteError},
+use crate::{
+    device::Place,
+    models::{
+        PreparedWeights,
+        prepared::{PreparedKey, SourceFiles, Unusable, WriteError},
+    },
 };
 
 /// The folder beside the weights.
@@ -45,7 +48,9 @@ pub enum PreparedUse {
 /// The prepared weights of the version that is being loaded, if there are to be any. `settings` is
 /// what decides on them besides the files in `source`.
 pub(super) fn open(loading: &Loading<'_>, source: &Path, settings: String) -> Arc<PreparedWeights> {
-    let Some(path) = path(loading) else {
+    // They are in the layout of the CPU's products.
+    let is_cpu = loading.places.iter().all(|place| *place == Place::Cpu);
+    let Some(path) = path(loading).filter(|_| is_cpu) else {
         return PreparedWeights::off();
     };
     match SourceFiles::of(source) {

@@ -2,10 +2,16 @@
 
 use std::path::PathBuf;
 
-use crate::config::server::{ModelsConfig, PreparedWeights};
+use crate::{
+    config::{
+        DeviceChoice, OnDeviceFailure,
+        server::{ModelsConfig, PreparedWeights},
+    },
+    repository::Alarm,
+};
 
 /// How versions are loaded.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct LoadSettings {
     /// Where prepared weights are.
     pub prepared: PreparedPlace,
@@ -13,6 +19,12 @@ pub struct LoadSettings {
     pub upkeep: Upkeep,
     /// What happens to the recorded outputs.
     pub canary: CanaryUse,
+    /// What models run on whose manifests don't say.
+    pub device: DeviceChoice,
+    /// What happens when a device fails for good.
+    pub on_device_failure: OnDeviceFailure,
+    /// Who is told when one does.
+    pub alarm: Alarm,
 }
 
 impl LoadSettings {
@@ -20,6 +32,8 @@ impl LoadSettings {
     pub fn of(config: &ModelsConfig) -> Self {
         Self {
             prepared: PreparedPlace::of(config),
+            device: config.device.clone(),
+            on_device_failure: config.on_device_failure,
             ..Self::default()
         }
     }

@@ -1,11 +1,14 @@
 //! What the server and a model are: metadata and configuration.
 
+use std::collections::BTreeSet;
+
 use super::tensors::{TensorSpec, inputs_of, outputs_of};
 use crate::{
     api::proto::inference::{
         self as pb, model_config::SchedulingChoice, model_metadata_response::TensorMetadata,
     },
     config::Task,
+    device::Place,
     repository::ServedModel,
 };
 
@@ -75,12 +78,7 @@ pub fn config(model: &ServedModel, max_rows: usize) -> pb::ModelConfig {
                 ..pb::ModelOutput::default()
             })
             .collect(),
-        instance_group: vec![pb::ModelInstanceGroup {
-            name: format!("{}_0", model.name),
-            kind: pb::model_instance_group::Kind::Cpu.into(),
-            count: model.manifest.resources.instances as i32,
-            ..pb::ModelInstanceGroup::default()
-        }],
+        instance_group: vec![instance_group(model)],
         scheduling_choice: (!generates(model)).then_some(SchedulingChoice::DynamicBatching(
             pb::ModelDynamicBatching {
                 max_queue_delay_microseconds: batching.max_queue_delay().as_micros() as u64,
@@ -90,6 +88,30 @@ pub fn config(model: &ServedModel, max_rows: usize) -> pb::ModelConfig {
             },
         )),
         ..pb::ModelConfig::default()
+    }
+}
+
+/// Its instances. Where GPUs have unlike numbers of them the count is the larger.
+fn instance_group(model: &ServedModel) -> pb::ModelInstanceGroup {
+    let gpus: BTreeSet<i32> = model
+        .places
+        .iter()
+        .filter_map(|place| match place {
+            Place::Cpu => None,
+            Place::Cuda(ordinal) => Some(*ordinal as i32),
+        })
+        .collect();
+    let kind = if gpus.is_empty() {
+        pb::model_instance_group::Kind::Cpu
+    } else {
+        pb::model_instance_group::Kind::Gpu
+    };
+    pb::ModelInstanceGroup {
+        name: format!("{}_0", model.name),
+        kind: kind.into(),
+        count: model.places.len().div_ceil(gpus.len().max(1)) as i32,
+        gpus: gpus.into_iter().collect(),
+        ..pb::ModelInstanceGroup::default()
     }
 }
 

@@ -182,7 +182,7 @@ impl GrpcInferenceService for OpenInference {
         let repository = self.shared.admission.repository();
         let ready = repository
             .find(&request.name, &request.version, None)
-            .is_ok();
+            .is_ok_and(|model| model.lost().is_none());
         Ok(Response::new(pb::ModelReadyResponse { ready }))
     }
 

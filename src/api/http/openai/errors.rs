@@ -99,6 +99,8 @@ impl From<RequestError> for ApiError {
             E::NotFound { .. } => "not_found",
             E::NoRoom { .. } => "no_room",
             E::Unimplemented { .. } => "not_implemented",
+            E::DeviceMemory { .. } => "out_of_device_memory",
+            E::DeviceLost { .. } => "device_lost",
             E::Internal { .. } => "internal_error",
         };
         let param = match &error {

@@ -1,0 +1,71 @@
+//! The Prometheus metrics of devices under models, with the labels `model` and `version`.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// The metrics of what a model version runs on.
+#[derive(Debug, Clone)]
+pub struct DeviceMetrics {
+    /// Instances that have lost their device and take nothing.
+    pub failed_instances: IntGauge,
+    /// Times that an instance was made anew.
+    pub restarts: IntCounter,
+    /// Batches that the device had no memory for and that were run in parts.
+    pub split_batches: IntCounter,
+}
+
+#[derive(Debug)]
+pub(super) struct DeviceFamilies {
+    instances: IntGaugeVec,
+    failed_instances: IntGaugeVec,
+    restarts: IntCounterVec,
+    split_batches: IntCounterVec,
+}
+
+impl DeviceFamilies {
+    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let model = &["model", "version"];
+        let gauge = |name: &str, help: &str, labels: &[&str]| {
+            let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let counter = |name: &str, help: &str| {
+            let family = IntCounterVec::new(Opts::new(name, help), model)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        Ok(Self {
+            instances: gauge(
+                "ferry_instances",
+                "Instances of a model, by the device that they run on.",
+                &["model", "version", "device"],
+            )?,
+            failed_instances: gauge(
+                "ferry_failed_instances",
+                "Instances that have lost their device and take nothing.",
+                model,
+            )?,
+            restarts: counter(
+                "ferry_instance_restarts_total",
+                "Times that an instance which had lost its device was made anew.",
+            )?,
+            split_batches: counter(
+                "ferry_split_batches_total",
+                "Batches that the device had no memory for and that were run in parts.",
+            )?,
+        })
+    }
+
+    pub(super) fn model(&self, model: &str, version: &str) -> DeviceMetrics {
+        let labels = &[model, version];
+        DeviceMetrics {
+            failed_instances: self.failed_instances.with_label_values(labels),
+            restarts: self.restarts.with_label_values(labels),
+            split_batches: self.split_batches.with_label_values(labels),
+        }
+    }
+
+    pub(super) fn instances(&self, model: &str, version: &str, device: &str) -> IntGauge {
+        self.instances.with_label_values(&[model, version, device])
+    }
+}

@@ -15,6 +15,7 @@ mod cli;
 mod compare;
 mod deadlines;
 mod decoders;
+mod device;
 mod drain;
 mod engine;
 mod engine_generation;
@@ -23,6 +24,8 @@ mod fetch;
 mod generate;
 mod golden;
 mod jobs;
+#[cfg(feature = "cuda")]
+mod kernel_resources;
 mod llama_cpp;
 mod malformed;
 mod open_inference;

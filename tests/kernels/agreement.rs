@@ -42,6 +42,15 @@ pub fn tensor(values: &[f32], shape: impl Into<candle_core::Shape>) -> Tensor {
     Tensor::from_slice(values, shape.into(), &Device::Cpu).expect("values for the shape")
 }
 
+/// The values of a tensor of f32, row by row.
+#[allow(dead_code, reason = "kernels whose op returns a tensor")]
+pub fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor
+        .flatten_all()
+        .and_then(|x| x.to_vec1())
+        .expect("a tensor of f32")
+}
+
 /// `[0, l₀, l₀ + l₁, …]`.
 #[allow(dead_code, reason = "kernels over packed rows")]
 pub fn cu_seqlens(lengths: &[usize]) -> Vec<u32> {

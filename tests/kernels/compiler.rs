@@ -6,13 +6,15 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const FLAGS: [&str; 10] = [
+const FLAGS: [&str; 11] = [
     "-std=c++17",
     "-g1",
     "-fPIC",
     "-fvisibility=hidden",
     // Kernels read their numbers in vectors, through pointers to another type.
     "-fno-strict-aliasing",
+    // As written, on hosts that have fused multiply-adds too.
+    "-ffp-contract=off",
     "-DFERRY_EMULATION",
     "-Wall",
     "-Wextra",

@@ -9,5 +9,7 @@ mod agreement;
 mod buffer;
 mod compiler;
 mod emulator;
+mod gated;
 mod planted;
 mod residual_norm;
+mod rms_norm;

@@ -10,7 +10,7 @@ extern "C" __global__ void block_sum(const float *x, float *y) {
     SHARED_ARRAY(float, values, [128]);
     values[threadIdx.x] = x[blockIdx.x * 128 + threadIdx.x];
     __syncthreads();
-    for (int half = 64; half > 0; half /= 2) {
+    for (unsigned half = 64; half > 0; half /= 2) {
         if (threadIdx.x < half) values[threadIdx.x] += values[threadIdx.x + half];
         __syncthreads();
     }

@@ -32,7 +32,9 @@
 //
 // Launch: grid (⌈longest / QUERIES⌉, heads, rows), block (128, 1, 1), no dynamic shared memory.
 // QUERIES is 64; 32 for f32 of D = 128.
-// Registers (ptxas, sm_80): see the table; 128 threads allow 255 without spills.
+// Registers: the launch bounds hold D ≤ 64 to 128, which costs nothing (no spills; left alone ptxas
+// takes 150) and lets 4 blocks run on a multiprocessor instead of 3. D = 128 needs some 230 for y's 64
+// sums, Q's 32 and S's 32: 2 blocks. So does bf16 on sm_75, whose products go through registers: 3.
 
 #include "attention_f32.cuh"
 #include "fragments.cuh"
@@ -43,6 +45,12 @@ namespace attention {
 constexpr int THREADS = 128;
 constexpr int QUERIES = 64;
 constexpr int KEYS = 64;
+// Blocks that a multiprocessor has to have registers for.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int RESIDENT = 3;
+#else
+constexpr int RESIDENT = 4;
+#endif
 // 8×8 matrices, and the depth of a product.
 constexpr int EIGHT = 8;
 constexpr int DEPTH = 16;
@@ -243,7 +251,8 @@ __device__ __forceinline__ void run(T *y, const T *qkv, const float *bias, const
 } // namespace ferry
 
 #define ENTRY(dtype, T, D, path)                                                                    \
-    extern "C" __global__ void __launch_bounds__(ferry::attention::THREADS)                         \
+    extern "C" __global__ void __launch_bounds__(ferry::attention::THREADS,                         \
+                                                 D > 64 ? 2 : ferry::attention::RESIDENT)           \
         ferry_attention_##dtype##_d##D(T *y, const T *qkv, const float *bias,                       \
                                        const unsigned *cu_seqlens, int hidden, int dim) {           \
         ferry::path::run<T, D>(y, qkv, bias, cu_seqlens, hidden, dim);                              \

@@ -81,6 +81,15 @@ template <> __device__ __forceinline__ void store_vector<float>(float *to, const
     *reinterpret_cast<float4 *>(to) = make_float4(from[0], from[1], from[2], from[3]);
 }
 
+// Reads N floats, such as the weights of as many columns; `from` is aligned to 16 bytes.
+template <int N> __device__ __forceinline__ void load_floats(float (&to)[N], const float *from) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+        float4 values = *reinterpret_cast<const float4 *>(from + i);
+        to[i] = values.x, to[i + 1] = values.y, to[i + 2] = values.z, to[i + 3] = values.w;
+    }
+}
+
 // May rows of `width` numbers from `start` be read in vectors?
 template <typename T> __device__ __forceinline__ bool in_vectors(const T *start, int width) {
     return width % VECTOR<T> == 0 && reinterpret_cast<uintptr_t>(start) % 16 == 0;

@@ -27,15 +27,6 @@ struct NormWeights {
 // Values of a row in each lane at most.
 constexpr int LANE_VALUES = 32;
 
-// N floats from a multiple of 16 bytes.
-template <int N> __device__ __forceinline__ void load_floats(float (&to)[N], const float *from) {
-#pragma unroll
-    for (int i = 0; i < N; i += 4) {
-        float4 values = *reinterpret_cast<const float4 *>(from + i);
-        to[i] = values.x, to[i + 1] = values.y, to[i + 2] = values.z, to[i + 3] = values.w;
-    }
-}
-
 // May `NormWeights` be read along with vectors of a row?
 __device__ __forceinline__ bool in_vectors(NormWeights norm, int hidden) {
     return in_vectors(norm.weight, hidden) && in_vectors(norm.bias, hidden);

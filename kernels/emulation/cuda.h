@@ -37,6 +37,7 @@
     static ::emulation::Kernel kernel##_registered(#kernel, threads,                                \
                                                    &::emulation::invoke<decltype(&kernel), &kernel>)
 
+// Not instrumented. That does not extend to lambdas inside.
 #define EMULATION_UNWATCHED __attribute__((no_sanitize("thread"), noinline))
 
 namespace emulation {

@@ -52,13 +52,13 @@ EMULATION_UNWATCHED void load_matrices(unsigned mask, void *const *data, int lin
     if (mask != 0xffffffff) fail(line, "matrices loaded by the lanes %08x alone", mask);
     for (int lane = 0; lane < 32; lane++) {
         for (int matrix = 0; matrix < 4; matrix++) {
-            auto at = [&](int row, int column) {
-                auto of = static_cast<Matrices *>(data[8 * matrix + row])->row;
-                return unsigned(static_cast<const uint16_t *>(of)[column]);
-            };
-            int x = lane / 4, y = lane % 4 * 2;
-            static_cast<Matrices *>(data[lane])->to[matrix] =
-                transposed ? at(y, x) | at(y + 1, x) << 16 : at(x, y) | at(x, y + 1) << 16;
+            unsigned pair[2];
+            for (int half = 0; half < 2; half++) {
+                int x = lane / 4, y = lane % 4 * 2 + half;
+                const void *row = static_cast<Matrices *>(data[8 * matrix + (transposed ? y : x)])->row;
+                pair[half] = static_cast<const uint16_t *>(row)[transposed ? x : y];
+            }
+            static_cast<Matrices *>(data[lane])->to[matrix] = pair[0] | pair[1] << 16;
         }
     }
 }

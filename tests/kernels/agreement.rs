@@ -29,7 +29,6 @@ impl Random {
     }
 
     /// `count` indices below `bound`.
-    #[allow(dead_code, reason = "kernels that look something up")]
     pub fn indices(&mut self, count: usize, bound: usize) -> Vec<u32> {
         (0..count)
             .map(|_| ((self.next() >> 33) % bound as u64) as u32)
@@ -59,6 +58,11 @@ pub fn cu_seqlens(lengths: &[usize]) -> Vec<u32> {
         ends.push(ends.last().copied().unwrap_or(0) + *length as u32);
     }
     ends
+}
+
+/// A one-dimensional u32 tensor on the CPU.
+pub fn indices(values: &[u32]) -> Tensor {
+    Tensor::from_slice(values, values.len(), &Device::Cpu).expect("as many indices")
 }
 
 /// The error of one kernel over all of its cases.
@@ -97,7 +101,7 @@ impl Agreement {
         assert_eq!(results[0].len(), expected.len(), "{kernel}");
         let (absolute, relative) = self.allowed;
         for (i, (got, want)) in results[0].iter().zip(expected).enumerate() {
-            if got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()) {
+            if got == want || (got.is_nan() && want.is_nan()) {
                 continue;
             }
             let error = (got - want).abs();

@@ -103,6 +103,16 @@ impl Emulator {
         })
     }
 
+    /// [`Self::launch`], of a kernel that must not fail.
+    ///
+    /// # Panics
+    /// If it does.
+    pub fn run(&self, kernel: &str, launch: Launch, order: Order, arguments: &[Argument]) {
+        if let Err(error) = self.launch(kernel, launch, order, arguments) {
+            panic!("{error}");
+        }
+    }
+
     /// Runs `kernel` over the whole grid, or says what it did that a device would not forgive.
     pub fn launch(
         &self,

@@ -6,10 +6,15 @@
 //! error of each kernel.
 
 mod agreement;
+mod attention;
+mod bias_activation;
 mod buffer;
 mod compiler;
+mod embed_norm;
 mod emulator;
 mod gated;
+mod language;
 mod planted;
+mod pool;
 mod residual_norm;
 mod rms_norm;

@@ -1,5 +1,6 @@
 //! The emulation catches what it is there for: bugs planted in the text of a kernel.
 
+use super::agreement::Random;
 use super::buffer::{Buffer, Number};
 use super::emulator::{Argument, Emulator, Launch, Order, source};
 
@@ -29,12 +30,8 @@ fn block_sum(from: &str, to: &str) -> Option<Vec<Result<f32, String>>> {
     let run = |order| {
         let y = Buffer::output("y", Number::F32, 2);
         let launch = Launch::new([2, 1, 1], 128);
-        emulator.launch(
-            "block_sum",
-            launch,
-            order,
-            &[Argument::Buffer(&x), Argument::Buffer(&y)],
-        )?;
+        let arguments = [Argument::Buffer(&x), Argument::Buffer(&y)];
+        emulator.launch("block_sum", launch, order, &arguments)?;
         let y = y.to_floats(Number::F32);
         Ok(y[0] + y[1])
     };
@@ -94,49 +91,105 @@ fn an_index_beyond_a_buffer_or_a_shared_array_is_out_of_bounds() {
     }
 }
 
+/// Runs the attention of a source with a bug in it.
+fn attention(from: &str, to: &str, number: Number, order: Order) -> Option<Result<(), String>> {
+    let original = source("attention");
+    assert!(original.contains(from), "{from}");
+    let emulator = Emulator::of_source("attention", &original.replacen(from, to, 1))?;
+    let (tokens, heads, dim) = (150, 2, 32);
+    let hidden = heads * dim;
+    let qkv = Random::new(1).values(tokens * 3 * hidden, 1.0);
+    let qkv = Buffer::numbers("qkv", number, &qkv);
+    let y = Buffer::output("y", number, tokens * hidden);
+    let ends = Buffer::indices("cu_seqlens", &[0, 20, tokens as u32]);
+    let launch = Launch::new([3, heads as u32, 2], 128);
+    let arguments = [
+        Argument::Buffer(&y),
+        Argument::Buffer(&qkv),
+        Argument::Null,
+        Argument::Buffer(&ends),
+        Argument::I32(hidden as i32),
+        Argument::I32(dim as i32),
+    ];
+    let kernel = format!("ferry_attention_{}_d32", number.name());
+    Some(emulator.launch(&kernel, launch, order, &arguments))
+}
+
 #[test]
-fn bugs_planted_in_residual_norm_are_caught() {
-    let original = source("residual_norm");
-    let plant = |from: &str, to: &str| {
-        assert!(original.contains(from), "{from}");
-        let emulator = Emulator::of_source("residual_norm", &original.replacen(from, to, 1))?;
-        let ones = |name| Buffer::floats(name, &[1.0; 8]);
-        let rows = |name| Buffer::floats(name, &[2.0; 40]);
-        let (x, residual) = (rows("x"), rows("residual"));
-        let (bias, weight, norm_bias) = (ones("bias"), ones("weight"), ones("norm_bias"));
-        let launch = Launch::new([2, 1, 1], 128);
-        let arguments = [
-            Argument::Buffer(&x),
-            Argument::Buffer(&residual),
-            Argument::Buffer(&bias),
-            Argument::Buffer(&weight),
-            Argument::Buffer(&norm_bias),
-            Argument::F32(1e-5),
-            Argument::I32(5),
-            Argument::I32(8),
-        ];
-        let result = emulator.launch(
-            "ferry_residual_norm_f32",
-            launch,
-            Order::Forward,
-            &arguments,
-        );
-        Some(result.expect_err("the planted bug is seen"))
-    };
-    for (from, to) in [
-        (
-            "if (token >= tokens) return;",
-            "if (token > tokens) return;",
-        ),
-        ("residual + column)", "residual + column + 4)"),
-        ("size_t(token) * hidden", "size_t(token) * (hidden + 1)"),
+fn a_barrier_missing_from_attention_is_caught_in_every_order() {
+    for (barrier, array) in [
+        ("__syncthreads(); // K is here", "keys"),
+        ("__syncthreads(); // V is here", "values"),
     ] {
-        if let Some(error) = plant(from, to) {
-            assert!(
-                error.contains("out of bounds") || error.contains("race"),
-                "{error}"
-            );
+        for order in Order::ALL {
+            let Some(result) = attention(barrier, "//", Number::F16, order) else {
+                return;
+            };
+            let error = result.expect_err("the planted bug is seen");
+            assert!(error.contains("race"), "{array}, {order:?}: {error}");
             println!("caught: {error}");
         }
+    }
+}
+
+#[test]
+fn copies_that_nobody_waits_for_are_caught() {
+    let wait = "wait_for_copies<0>();\n        __syncthreads(); // V is here";
+    let without = "wait_for_copies<1>();\n        __syncthreads(); // V is here";
+    if let Some(result) = attention(wait, without, Number::Bf16, Order::Forward) {
+        println!("{result:?}");
+        // What is read is the poison of the shared memory: the result says so, if no race does.
+        assert!(result.is_err());
+    }
+}
+
+#[test]
+fn wrong_indices_in_attention_are_out_of_bounds() {
+    for (from, to) in [
+        ("first + key < head.length && column", "column"),
+        (
+            "query + row * 8 >= head.length",
+            "query + row * 8 > head.length",
+        ),
+        (
+            "keys[pair * 16 + lane / 16 * 8",
+            "keys[pair * 16 + lane / 8 * 8",
+        ),
+        (
+            "size_t(begin + query + row * 8)",
+            "size_t(begin + query + row * 9)",
+        ),
+    ] {
+        let Some(result) = attention(from, to, Number::F16, Order::Forward) else {
+            return;
+        };
+        let error = result.expect_err("the planted bug is seen");
+        assert!(
+            error.contains("out of bounds") || error.contains("race"),
+            "{error}"
+        );
+        println!("caught: {error}");
+    }
+}
+
+#[test]
+fn a_launch_that_does_not_fit_the_kernel_is_refused() {
+    let Some(emulator) = Emulator::of("residual_norm") else {
+        return;
+    };
+    for (kernel, grid, threads, what) in [
+        ("ferry_residual_norm_f8", [1, 1, 1], 128, "no kernel"),
+        (
+            "ferry_residual_norm_f32",
+            [1, 1, 1],
+            256,
+            "must have 128x1x1",
+        ),
+        ("ferry_residual_norm_f32", [0, 1, 1], 128, "grid"),
+        ("ferry_residual_norm_f32", [1, 1, 1], 2048, "2048x1x1"),
+    ] {
+        let launch = Launch::new(grid, threads);
+        let error = emulator.launch(kernel, launch, Order::Forward, &[]);
+        assert!(error.is_err_and(|error| error.contains(what)), "{what}");
     }
 }

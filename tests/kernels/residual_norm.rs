@@ -2,7 +2,7 @@
 
 use ferry::ops::ResidualNorm;
 
-use super::agreement::{Agreement, Random, tensor};
+use super::agreement::{Agreement, Random, tensor, values};
 use super::buffer::{Buffer, Number};
 use super::emulator::{Argument, Emulator, Launch};
 
@@ -42,10 +42,7 @@ fn residual_norm_agrees_with_the_cpu_op() {
             let expected = tensor(&x, (tokens, hidden));
             op.apply(&expected, &tensor(&residual, (tokens, hidden)))
                 .expect("the CPU op runs");
-            let expected: Vec<f32> = expected
-                .flatten_all()
-                .and_then(|x| x.to_vec1())
-                .expect("the op's values");
+            let expected = values(&expected);
 
             let residual = Buffer::numbers("residual", number, &residual);
             let bias = Buffer::floats("bias", &bias);
@@ -54,23 +51,18 @@ fn residual_norm_agrees_with_the_cpu_op() {
             agreement.check(&format!("{tokens}x{hidden}"), &expected, |order| {
                 let x = Buffer::numbers("x", number, &x);
                 let grid = [tokens.div_ceil(ROWS) as u32, 1, 1];
-                emulator
-                    .launch(
-                        &kernel,
-                        Launch::new(grid, THREADS),
-                        order,
-                        &[
-                            Argument::Buffer(&x),
-                            Argument::Buffer(&residual),
-                            Argument::Buffer(&bias),
-                            Argument::Buffer(&weight),
-                            Argument::Buffer(&norm_bias),
-                            Argument::F32(1e-5),
-                            Argument::I32(tokens as i32),
-                            Argument::I32(hidden as i32),
-                        ],
-                    )
-                    .unwrap_or_else(|error| panic!("{error}"));
+                let launch = Launch::new(grid, THREADS);
+                let arguments = [
+                    Argument::Buffer(&x),
+                    Argument::Buffer(&residual),
+                    Argument::Buffer(&bias),
+                    Argument::Buffer(&weight),
+                    Argument::Buffer(&norm_bias),
+                    Argument::F32(1e-5),
+                    Argument::I32(tokens as i32),
+                    Argument::I32(hidden as i32),
+                ];
+                emulator.run(&kernel, launch, order, &arguments);
                 x.to_floats(number)
             });
         }

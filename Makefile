@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 
-.PHONY: binary run models test test-rust test-clients test-deploy lint docs bench
+.PHONY: binary run models test test-rust test-clients test-deploy lint docs bench cuda test-cuda lint-cuda kernel-resources
 
 # Fetch the models, build, and serve them.
 run: models
@@ -39,3 +39,23 @@ bench:
 
 binary:
 	cargo test --no-run
+
+# The build for NVIDIA GPUs; needs neither one nor its driver. What compiles CUDA comes from PyPI into
+# target/cuda-toolkit. CUDA_COMPUTE_CAP says what candle's kernels are compiled for (docs/cuda.md).
+WITH_TOOLKIT = toolkit=$$(PYTHON=$(PYTHON) scripts/cuda-toolkit.sh) && eval "$$toolkit" &&
+
+cuda:
+	@$(WITH_TOOLKIT) cargo build --release --features cuda
+
+# The crate is compiled quickly, not for speed: what is tested is that it builds, links, starts without
+# a driver, and what its kernels take. Where there is a GPU: scripts/gpu-check.sh.
+test-cuda:
+	@$(WITH_TOOLKIT) CARGO_PROFILE_DEV_OPT_LEVEL=0 cargo test --features cuda --test it -- device:: kernel_resources::
+
+lint-cuda:
+	@$(WITH_TOOLKIT) CARGO_PROFILE_DEV_OPT_LEVEL=0 cargo clippy --all-targets --features cuda -- -D warnings
+
+# Takes over what ptxas says of the kernels; look at the difference before you commit it.
+kernel-resources:
+	@$(WITH_TOOLKIT) CARGO_PROFILE_DEV_OPT_LEVEL=0 FERRY_UPDATE_KERNEL_RESOURCES=1 cargo test --features cuda --test it -- kernel_resources::no_kernel
+	git diff --stat kernels/resources.toml

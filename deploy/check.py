@@ -85,7 +85,7 @@ def dockerfiles(programs):
         for source in copied:
             check((ROOT / source).exists(), f"{name}: COPY {source} is there")
             check(not ignored(source), f"{name}: COPY {source} is not ignored")
-        if path.name == "Dockerfile":
+        if path.name in ("Dockerfile", "Dockerfile.cuda"):
             for needed in named_by_the_build():
                 covered = any(needed == source or needed.startswith(f"{source}/") for source in copied)
                 check(covered and not ignored(needed), f"{name}: {needed}, which the build names, is copied")
@@ -113,6 +113,9 @@ def named_by_the_build():
     """Files that Cargo.toml's targets and `include_str!` name."""
     cargo = tomllib.loads((ROOT / "Cargo.toml").read_text())
     yield from ("Cargo.toml", "Cargo.lock", "build.rs", cargo["lib"]["path"], cargo["bin"][0]["path"])
+    yield from re.findall(r'#\[path = "([^"]+)"\]', (ROOT / "build.rs").read_text())
+    for patch in cargo.get("patch", {}).get("crates-io", {}).values():
+        yield f"{patch['path']}/Cargo.toml"
     yield from (bench.get("path", f"benches/{bench['name']}.rs") for bench in cargo.get("bench", []))
     for source in (ROOT / "src").rglob("*.rs"):
         for name in re.findall(r'include_(?:str|bytes)!\("([^"]+)"\)', source.read_text()):

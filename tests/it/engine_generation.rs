@@ -13,7 +13,7 @@ use candle_core::{Device, Tensor};
 use ferry::{
     batching::Priority,
     engine::{
-        Departure, GenerationEngine, GenerationOptions,
+        Changed, Departure, GenerationEngine, GenerationOptions, Recovery, Supervision,
         continuous::{SequenceEvent, SequenceStream, SequenceWork, StepForward, StepOutput},
     },
     error::RequestError,
@@ -56,8 +56,11 @@ fn forward(batch: &DecoderBatch) -> Result<StepOutput, ForwardError> {
 }
 
 fn start(forward: StepForward, blocks: usize) -> GenerationEngine {
-    let metrics = Metrics::new();
-    let options = GenerationOptions {
+    GenerationEngine::start(options(blocks, &Metrics::new()), forward).unwrap()
+}
+
+fn options(blocks: usize, metrics: &Metrics) -> GenerationOptions {
+    GenerationOptions {
         name: "counting".to_owned(),
         scheduler: SchedulerOptions {
             block_size: 8,
@@ -72,8 +75,7 @@ fn start(forward: StepForward, blocks: usize) -> GenerationEngine {
         metrics: metrics.model("counting", "1"),
         generation_metrics: metrics.generation("counting", "1"),
         statistics: Arc::new(ModelStatistics::new(32)),
-    };
-    GenerationEngine::start(options, forward).unwrap()
+    }
 }
 
 fn work(prompt: &[u32], tokens: u32) -> SequenceWork {
@@ -228,4 +230,82 @@ async fn dropping_the_engine_lets_its_sequences_end() {
         let (tokens, end) = gather(stream).await;
         assert_eq!((tokens.len(), end), (20, Ok(FinishReason::Length)));
     }
+}
+
+fn device_error(name: &'static str) -> ForwardError {
+    ForwardError::Device(candle_core::Error::Cuda(name.into()))
+}
+
+#[tokio::test]
+async fn a_step_that_the_device_has_no_memory_for_is_run_in_parts_and_gives_the_same_tokens() {
+    let metrics = Metrics::new();
+    let small: StepForward = Box::new(|batch| {
+        if batch.rows.len() > 2 || batch.tokens.contains(&FAILS) {
+            return Err(device_error("DriverError(CUDA_ERROR_OUT_OF_MEMORY)"));
+        }
+        forward(batch)
+    });
+    let engine = GenerationEngine::start(options(64, &metrics), small).unwrap();
+    let prompts: Vec<Vec<u32>> = (1..8).map(|token| vec![token, token + 1]).collect();
+    let work_of = |prompt: &Vec<u32>| work(prompt, 5);
+    let all = prompts
+        .iter()
+        .map(work_of)
+        .chain([work(&[FAILS], 5)])
+        .collect();
+    let mut streams = engine.submit(all, &departure(), Instant::now()).unwrap();
+    let huge = streams.pop().unwrap();
+    for (stream, prompt) in streams.into_iter().zip(&prompts) {
+        let (tokens, end) = gather(stream).await;
+        let next = prompt[1] + 1;
+        assert_eq!(tokens, (next..next + 5).collect::<Vec<_>>());
+        assert!(end.is_ok());
+    }
+    let (_, end) = gather(huge).await;
+    assert!(
+        matches!(end, Err(RequestError::DeviceMemory { .. })),
+        "{end:?}"
+    );
+    assert!(metrics.model("counting", "1").device.split_batches.get() >= 1);
+}
+
+#[tokio::test]
+async fn sequences_on_a_lost_device_end_and_a_fresh_one_begins_with_an_empty_cache() {
+    let metrics = Metrics::new();
+    let dying: StepForward = Box::new(|batch| {
+        if batch.tokens.contains(&FAILS) {
+            return Err(device_error("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS)"));
+        }
+        forward(batch)
+    });
+    let reload = Arc::new(|_| Ok::<StepForward, String>(Box::new(forward)));
+    let (changed, mut changes) = tokio::sync::watch::channel(0);
+    let supervision = Supervision {
+        recovery: Recovery::Restart(reload),
+        changed: Changed::new(move || changed.send_modify(|count| *count += 1)),
+    };
+    let options = options(64, &metrics);
+    let engine = GenerationEngine::start_over(options, dying, supervision).unwrap();
+    // A whole block, which would be shared with whoever begins alike.
+    let prompt: Vec<u32> = (1..=9).collect();
+    assert!(gather(submit(&engine, &prompt, 3)).await.1.is_ok());
+
+    let all = vec![work(&prompt, 200), work(&[FAILS], 3)];
+    let streams = engine.submit(all, &departure(), Instant::now()).unwrap();
+    let mut ends = Vec::new();
+    for stream in streams {
+        ends.push(gather(stream).await.1);
+    }
+    let is_lost = |end: &Result<_, _>| matches!(end, Err(RequestError::DeviceLost { .. }));
+    assert!(is_lost(&ends[0]), "{ends:?}");
+    // The other was in the same step, or came when the fresh one was there already.
+    assert!(ends[1].is_ok() || is_lost(&ends[1]), "{ends:?}");
+    changes.wait_for(|&count| count >= 2).await.unwrap();
+    assert_eq!(engine.lost(), None);
+    let cached = || metrics.generation("counting", "1").cached_tokens.get();
+    let before = cached();
+    let (tokens, end) = gather(submit(&engine, &prompt, 3)).await;
+    assert_eq!((tokens, end), (vec![10, 11, 12], Ok(FinishReason::Length)));
+    assert_eq!(cached(), before, "blocks of the lost cache are not shared");
+    assert_eq!(metrics.model("counting", "1").device.restarts.get(), 1);
 }

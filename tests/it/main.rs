@@ -16,6 +16,7 @@ mod compare;
 mod dashboard;
 mod deadlines;
 mod decoders;
+mod device;
 mod drain;
 mod engine;
 mod engine_generation;
@@ -24,6 +25,8 @@ mod fetch;
 mod generate;
 mod golden;
 mod jobs;
+#[cfg(feature = "cuda")]
+mod kernel_resources;
 mod llama_cpp;
 mod malformed;
 mod open_inference;

@@ -142,11 +142,14 @@ class Stage:
 
     def ferry_once(self, round_, precision, model):
         seconds, add = self.options.seconds, self.results.add
-        for kind, texts in self.texts.items():
-            rate = self.ferry.in_process(model, texts["path"], seconds, ROWS)
-            add("embed", f"{kind}, in process", "ferry in process", precision, round_, rate, "texts/s")
-        with self.ferry.server([model]) as server:
-            self.serve(round_, "ferry served", precision, f"http://{server.grpc}", "embed", model)
+        try:
+            for kind, texts in self.texts.items():
+                rate = self.ferry.in_process(model, texts["path"], seconds, ROWS)
+                add("embed", f"{kind}, in process", "ferry in process", precision, round_, rate, "texts/s")
+            with self.ferry.server([model]) as server:
+                self.serve(round_, "ferry served", precision, f"http://{server.grpc}", "embed", model)
+        except Unavailable as why:
+            self.results.skip(f"ferry {precision}", why)
 
     def serve(self, round_, side, precision, url, endpoint, model):
         """The load on a server, the same on every one."""

@@ -1,13 +1,17 @@
 """A Python environment for each peer, so that what one of them needs does not change another."""
 
+import os
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HOME = ROOT / "target" / "peers"
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements"
+
+# Triton's embedded interpreter is built for an early 3.11 (3.12, …) and stumbles over the standard library
+# of a late one; the system's goes with it more often.
+BASES = {"pytriton_server": "/usr/bin/python3"}
 
 
 class Unavailable(Exception):
@@ -27,8 +31,11 @@ def python_for(name, given):
     if stamp.exists() and stamp.read_text() == wanted:
         return python
     print(f"installing {name} into {home}", flush=True)
-    venv.create(home, with_pip=True, clear=True)
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    base = BASES.get(name, sys.executable)
+    base = base if os.access(base, os.X_OK) else sys.executable
+    subprocess.run([base, "-m", "venv", "--clear", "--without-pip", str(home)], check=True)
+    # This interpreter's pip, into that environment: the base may have none of its own.
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*pip, "-r", str(REQUIREMENTS / f"{name}.txt")], capture_output=True, text=True)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["pip failed"]

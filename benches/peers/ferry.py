@@ -107,7 +107,7 @@ class Ferry:
         """Texts a second, and the latencies, of a server under so many clients."""
         report = self.bench([
             "--url", url, "--endpoint", endpoint, "--model", model, "--texts", texts, "--clients", clients_,
-            "--seconds", seconds,
+            "--seconds", f"{seconds:g}",
         ])
         one = report["measured"][0]
         return {"rate": one["served_rows_per_second"], "p50_ms": one["p50_ms"], "p99_ms": one["p99_ms"]}
@@ -116,7 +116,7 @@ class Ferry:
         """Texts a second of the model alone."""
         done = subprocess.run(
             [self.binary, "bench", "--json", "--rounds", "1", "--models", self.models, "--model", model,
-             "--texts", texts, "--clients", str(rows), "--seconds", str(seconds)],
+             "--texts", texts, "--clients", str(rows), "--seconds", f"{seconds:g}"],
             capture_output=True, text=True, env=self.environment(),
         )
         if done.returncode != 0:
@@ -127,6 +127,6 @@ class Ferry:
         """Streamed completions, on whichever server: tokens read and written a second, and times."""
         report = self.bench([
             "--url", url, "--endpoint", "completions", "--model", model, "--texts", texts, "--clients", clients_,
-            "--seconds", seconds, "--max-tokens", tokens,
+            "--seconds", f"{seconds:g}", "--max-tokens", tokens,
         ])
         return report["measured"][0]

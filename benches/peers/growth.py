@@ -47,8 +47,11 @@ class Stage:
                 except Failed as why:
                     self.results.skip(f"{name} {variant}", why)
             for precision, model in self.embed.served_models():
-                rate = self.ferry.in_process(model, texts["path"], self.options.seconds, embed.ROWS)
-                self.results.add("growth", load, "ferry in process", precision, round_, rate * length, "tokens/s")
+                try:
+                    rate = self.ferry.in_process(model, texts["path"], self.options.seconds, embed.ROWS)
+                    self.results.add("growth", load, "ferry in process", precision, round_, rate * length, "tokens/s")
+                except Unavailable as why:
+                    self.results.skip(f"ferry {precision}, {load}", why)
 
     def streams(self, round_):
         weights = self.options.models.resolve() / STREAM_MODEL / "1" / "model.gguf"
@@ -70,7 +73,7 @@ class Stage:
                 loads = [
                     self.ferry.start_bench([
                         "--url", f"http://{server.grpc}", "--model", name, "--texts", texts, "--clients", 32 // count,
-                        "--seconds", self.options.seconds,
+                        "--seconds", f"{self.options.seconds:g}",
                     ])
                     for name in names
                 ]

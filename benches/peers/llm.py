@@ -63,8 +63,11 @@ class Stage:
         return made, path
 
     def ferry_once(self, round_, model, streams):
-        with self.ferry.server([model], self.options.models.resolve()) as server:
-            self.serve(round_, "ferry served", server.http, model, streams)
+        try:
+            with self.ferry.server([model], self.options.models.resolve()) as server:
+                self.serve(round_, "ferry served", server.http, model, streams)
+        except Unavailable as why:
+            self.results.skip(f"ferry {model}", why)
 
     def server_once(self, round_, model, weights, streams):
         if not self.llama_server or (self.options.peers and "llama_server" not in self.options.peers):
@@ -73,8 +76,11 @@ class Stage:
         self.results.versions["llama-server"] = llama_server.llama_version(options)
         # Slots for each number of streams, as its own users would set it.
         for count in streams:
-            with llama_server.LlamaServer(weights, count, options) as server:
-                self.serve(round_, "llama-server", server.http, model, [count])
+            try:
+                with llama_server.LlamaServer(weights, count, options) as server:
+                    self.serve(round_, "llama-server", server.http, model, [count])
+            except Unavailable as why:
+                self.results.skip(f"llama-server {model}", why)
 
     def serve(self, round_, side, http, model, streams):
         """The load on a server, the same on every one."""

@@ -5,6 +5,8 @@ import json
 import statistics
 from dataclasses import asdict, dataclass
 
+from environment import ROOT
+
 
 @dataclass
 class Figure:
@@ -26,9 +28,10 @@ class Results:
         print(f"  {load}: {side} {precision} {value:.1f} {unit}", flush=True)
 
     def skip(self, side, why):
+        why = str(why).replace(f"{ROOT}/", "")
         if side not in self.skipped:
             print(f"  SKIPPED {side}: {why}", flush=True)
-        self.skipped[side] = str(why)
+        self.skipped[side] = why
 
     def loads(self, stage):
         return list(dict.fromkeys(one.load for one in self.figures if one.stage == stage))

@@ -1,5 +1,6 @@
 """Models that write: reading prompts, and writing with one and with many streams, on the same GGUF files."""
 
+import contextlib
 import itertools
 import shutil
 import sys
@@ -67,7 +68,7 @@ class Stage:
             with self.ferry.server([model], self.options.models.resolve()) as server:
                 self.serve(round_, "ferry served", server.http, model, streams)
         except Unavailable as why:
-            self.results.skip(f"ferry {model}", why)
+            self.results.skip(f"ferry, {model}", why)
 
     def server_once(self, round_, model, weights, streams):
         if not self.llama_server or (self.options.peers and "llama_server" not in self.options.peers):
@@ -80,7 +81,7 @@ class Stage:
                 with llama_server.LlamaServer(weights, count, options) as server:
                     self.serve(round_, "llama-server", server.http, model, [count])
             except Unavailable as why:
-                self.results.skip(f"llama-server {model}", why)
+                self.results.skip(f"llama-server, {model}", why)
 
     def serve(self, round_, side, http, model, streams):
         """The load on a server, the same on every one."""
@@ -97,22 +98,31 @@ class Stage:
 
     def engine(self, round_, model, weights, streams, engine, name):
         worker = self.workers.get(engine)
-        if worker is None or f"{name} {model}" in self.results.skipped:
+        if worker is None or f"{name}, {model}" in self.results.skipped:
             return
-        add = self.results.add
         try:
             worker.ask("load", model=str(weights), threads=self.options.threads)
-            for count in streams:
-                if count == 1:
-                    prompts, _ = self.prompts(PROMPT_WORDS, round_, f"{model} prefill", self.options.alone // 10 + 1)
-                    rate = worker.ask("prefill", prompts=prompts)
-                    add("llm", f"{model}, prefill", name, "gguf", round_, rate, "tokens/s")
-                prompts, _ = self.prompts(SHORT_WORDS, round_, f"{model} {count}", count)
-                found = worker.ask("decode", prompts=prompts, tokens=self.options.tokens)
-                add("llm", decode_load(model, count), name, "gguf", round_, found["tokens_per_s"], "tokens/s")
-            worker.ask("unload")
         except Failed as why:
-            self.results.skip(f"{name} {model}", why)
+            self.results.skip(f"{name}, {model}", why)
+            return
+        for count in streams:
+            if count == 1:
+                prompts, _ = self.prompts(PROMPT_WORDS, round_, f"{model} prefill", self.options.alone // 10 + 1)
+                self.ask(worker, round_, name, f"{model}, prefill", lambda: worker.ask("prefill", prompts=prompts))
+            short, _ = self.prompts(SHORT_WORDS, round_, f"{model} {count}", count)
+            decode = lambda: worker.ask("decode", prompts=short, tokens=self.options.tokens)["tokens_per_s"]  # noqa: E731
+            self.ask(worker, round_, name, decode_load(model, count), decode)
+        with contextlib.suppress(Failed):
+            worker.ask("unload")
+
+    def ask(self, worker, round_, name, load, measure):
+        """One figure of an engine; what it can't do is left out from then on, the rest goes on."""
+        if f"{name}, {load}" in self.results.skipped or worker.process.poll() is not None:
+            return
+        try:
+            self.results.add("llm", load, name, "gguf", round_, measure(), "tokens/s")
+        except Failed as why:
+            self.results.skip(f"{name}, {load}", why)
 
 
 def decode_load(model, streams):

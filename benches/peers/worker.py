@@ -6,6 +6,7 @@ An engine's file defines functions and calls `serve(functions)`; this side calls
 
 import json
 import os
+import select
 import subprocess
 import sys
 import traceback
@@ -35,10 +36,14 @@ class Worker:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=env,
             )
 
-    def ask(self, function, **arguments):
+    def ask(self, function, timeout_s=300.0, **arguments):
         try:
             self.process.stdin.write(json.dumps({"do": function, "with": arguments}) + "\n")
             self.process.stdin.flush()
+            # One line an answer, so that nothing of it is left in the reader's buffer.
+            if not select.select([self.process.stdout], [], [], timeout_s)[0]:
+                self.process.kill()
+                raise Failed(f"no answer to {function} within {timeout_s:g} s")
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""

@@ -331,7 +331,7 @@ impl Bench {
                 "one client got no answer within a measurement: make --seconds longer".into(),
             );
         }
-        let mut search = Search::new(start);
+        let mut search = Search::new(start, 1.0 / self.seconds);
         let mut trials = Vec::new();
         while let Some(rate) = search.next_rate() {
             let offered = Offered::Rate(rate);

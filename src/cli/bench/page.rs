@@ -244,7 +244,10 @@ fn lengths(measured: &[Measured]) -> Option<Plot> {
     let mut lines: Vec<Series> = Vec::new();
     for one in measured {
         let point = (one.words? as f64, rate(one));
-        let name = one.offered.to_string();
+        let name = match one.rows {
+            1 => one.offered.to_string(),
+            rows => format!("{}, {rows} rows", one.offered),
+        };
         match lines.iter_mut().find(|line| line.name == name) {
             Some(line) => line.points.push(point),
             None => lines.push(Series {

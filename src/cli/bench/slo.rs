@@ -87,16 +87,19 @@ pub struct Search {
     holds: Option<f64>,
     fails: Option<f64>,
     start: f64,
+    /// Below it, a trial is too short to see a call.
+    least: f64,
     trials: usize,
 }
 
 impl Search {
-    /// A search that begins with `start` calls a second.
-    pub fn new(start: f64) -> Self {
+    /// A search that begins with `start` calls a second and gives up below `least`.
+    pub fn new(start: f64, least: f64) -> Self {
         Self {
             holds: None,
             fails: None,
             start,
+            least,
             trials: 0,
         }
     }
@@ -109,7 +112,7 @@ impl Search {
         match (self.holds, self.fails) {
             (None, None) => Some(self.start),
             (Some(holds), None) => Some(holds * 2.0),
-            (None, Some(fails)) => Some(fails / 2.0),
+            (None, Some(fails)) => Some(fails / 2.0).filter(|rate| *rate >= self.least),
             (Some(holds), Some(fails)) if fails / holds > TOLERANCE => Some((holds * fails).sqrt()),
             _ => None,
         }
@@ -136,7 +139,7 @@ mod tests {
     use super::*;
 
     fn search(start: f64, capacity: f64) -> (Option<f64>, usize) {
-        let mut search = Search::new(start);
+        let mut search = Search::new(start, 0.1);
         let mut trials = 0;
         while let Some(rate) = search.next_rate() {
             search.tell(rate, rate <= capacity);
@@ -160,7 +163,8 @@ mod tests {
     #[test]
     fn a_search_where_nothing_or_all_holds_ends_too() {
         let (found, trials) = search(100.0, 0.0);
-        assert_eq!((found, trials), (None, TRIALS));
+        // 100, 50, … down to what is not below 0.1.
+        assert_eq!((found, trials), (None, 10));
         let (found, trials) = search(1.0, f64::INFINITY);
         assert_eq!((found, trials), (Some(524_288.0), TRIALS));
     }

@@ -440,8 +440,12 @@ mod tests {
     #[test]
     fn what_is_due_in_the_warm_up_or_after_the_window_is_left_out() {
         let window = window();
-        let mut tally = Tally::new(window, Slo::default());
-        for due in [window.begin - 5 * MS, window.end()] {
+        let before = Window {
+            begin: window.begin + 5 * MS,
+            ..window
+        };
+        let mut tally = Tally::new(before, Slo::default());
+        for due in [window.begin, before.end()] {
             let times = Times {
                 due,
                 sent: due,
@@ -460,7 +464,7 @@ mod tests {
     fn tokens_are_the_pieces_of_the_window_times_the_tokens_of_a_piece() {
         let window = window();
         let mut tally = Tally::new(window, Slo::default());
-        let due = window.end() - 25 * MS;
+        let due = window.begin + 1975 * MS;
         let pieces = [10, 20, 30, 40].map(|at| due + at * MS).to_vec();
         let times = Times {
             due,

@@ -235,7 +235,11 @@ async fn what_is_wrong_with_all_calls_is_said_before_anything_is_measured() {
             "no input 'PICTURE'",
         ),
         (vec!["--url", "http://127.0.0.1:1"], "127.0.0.1:1"),
-        (vec!["--url", "https://127.0.0.1:1"], "plain listeners only"),
+        (vec!["--url", "https://127.0.0.1:1"], "--ca FILE"),
+        (
+            vec!["--url", "https://127.0.0.1:1", "--endpoint", "tei"],
+            "plain listeners only",
+        ),
         (
             vec!["--url", "127.0.0.1:1", "--endpoint", "tei"],
             "CONNECT: 127.0.0.1:1",

@@ -32,7 +32,7 @@ use self::{
     target::{Asked, Endpoint, Target},
     work::{Shape, Work},
 };
-use super::{Failure, io_runtime};
+use super::{Failure, io_runtime, reach::ClientTls};
 use crate::{config::ServerConfig, server::Server};
 
 /// Words of a prompt where nothing says how many, nor what it is.
@@ -61,6 +61,9 @@ pub struct Bench {
     /// A running server instead of one in this process; leaves the in-process figures out.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    /// How an encrypted gRPC listener is reached.
+    #[command(flatten)]
+    tls: ClientTls,
     /// What is asked, and in which protocol.
     #[arg(long, value_enum, default_value_t = Endpoint::Embed)]
     endpoint: Endpoint,
@@ -229,7 +232,7 @@ impl Bench {
             may_end_early: self.end_early,
             input: self.input.clone(),
         };
-        let target = Arc::new(Target::find(url, asked).await?);
+        let target = Arc::new(Target::find(url, asked, &self.tls).await?);
         let shapes = self.shapes();
         let runs: Vec<_> = shapes
             .into_iter()

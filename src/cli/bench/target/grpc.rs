@@ -22,7 +22,7 @@ use crate::{
             model_infer_request::InferInputTensor,
         },
     },
-    cli::Failure,
+    cli::{Failure, reach::ClientTls},
 };
 
 /// Clients that share a connection, as in backends with a small pool.
@@ -43,18 +43,13 @@ impl Channels {
     ///
     /// # Errors
     /// When the address is none, or nothing answers there.
-    pub async fn open(url: &str) -> Result<Self, Failure> {
+    pub async fn open(url: &str, tls: &ClientTls) -> Result<Self, Failure> {
         let url = if url.contains("://") {
             url.to_owned()
         } else {
             format!("http://{url}")
         };
-        if url.starts_with("https://") {
-            return Err(format!("{url}: bench speaks to plain listeners only, http://").into());
-        }
-        let endpoint = Endpoint::from_shared(url.clone())
-            .map_err(|error| format!("{url}: {error}"))?
-            .tcp_nodelay(true);
+        let endpoint = tls.endpoint(&url)?.tcp_nodelay(true);
         let channel = endpoint.connect().await.map_err(|error| {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             format!("{url}: {}", cause.unwrap_or_else(|| error.to_string()))

@@ -45,7 +45,9 @@ impl Address {
         };
         let uri: Uri = full.parse().map_err(|error| format!("{url}: {error}"))?;
         if uri.scheme_str() != Some("http") {
-            return Err(format!("{url}: bench speaks to plain listeners only, http://").into());
+            return Err(
+                format!("{url}: over HTTP, bench speaks to plain listeners only, http://").into(),
+            );
         }
         let host = uri.host().filter(|host| !host.is_empty());
         let host = host.ok_or_else(|| format!("{url}: no host in it"))?;

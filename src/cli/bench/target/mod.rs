@@ -13,7 +13,7 @@ use serde::Serialize;
 use tonic::transport::Channel;
 
 use self::http::{Address, HttpConnection};
-use crate::cli::Failure;
+use crate::cli::{Failure, reach::ClientTls};
 
 /// Pieces of a stream at most; one that has more never ends.
 const MAX_PIECES: usize = 1 << 20;
@@ -172,13 +172,18 @@ impl Target {
     ///
     /// # Errors
     /// When the address is none, the server can't be reached, or its model takes no text.
-    pub async fn find(url: &str, asked: Asked) -> Result<Self, Failure> {
+    pub async fn find(url: &str, asked: Asked, tls: &ClientTls) -> Result<Self, Failure> {
         let way = match asked.endpoint {
-            Endpoint::Embed | Endpoint::Generate => Way::Grpc(grpc::Channels::open(url).await?),
+            Endpoint::Embed | Endpoint::Generate => {
+                Way::Grpc(grpc::Channels::open(url, tls).await?)
+            }
             Endpoint::OpenInference => {
-                let channels = grpc::Channels::open(url).await?;
+                let channels = grpc::Channels::open(url, tls).await?;
                 let input = grpc::TextInput::of(&channels, &asked).await?;
                 Way::OpenInference(channels, input)
+            }
+            _ if tls.is_on() => {
+                return Err("--ca: over HTTP, bench speaks to plain listeners only".into());
             }
             _ => Way::Http(Address::parse(url)?),
         };

@@ -61,7 +61,6 @@ pub struct Bench {
     /// A running server instead of one in this process; leaves the in-process figures out.
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// How an encrypted gRPC listener is reached.
     #[command(flatten)]
     tls: ClientTls,
     /// What is asked, and in which protocol.

@@ -8,7 +8,7 @@ mod health;
 mod inspect;
 mod jobs;
 mod key;
-mod load_client;
+mod page;
 mod quantize;
 mod reach;
 mod serve;

@@ -20,7 +20,7 @@ mod property_tests;
 pub use blocks::BlockCounts;
 pub use options::{OptionsError, Refused, SchedulerOptions};
 pub use sampling::{
-    InvalidParameter, MAX_TOP_LOGPROBS, RowStatistics, SampleError, Sampled, Sampler,
+    InvalidParameter, MAX_TOP_LOGPROBS, Random, RowStatistics, SampleError, Sampled, Sampler,
     SamplingParameters, TokenConstraint,
 };
 pub use scheduler::Scheduler;

@@ -11,6 +11,7 @@
 mod admin;
 mod architecture;
 mod batching_properties;
+mod bench;
 mod cli;
 mod compare;
 mod dashboard;

@@ -1,21 +1,21 @@
 //! The report as one HTML file that needs nothing else: no script, no font, no address.
 
-use minijinja::{Environment, Value, context, value::Serde};
+use minijinja::{Value, context, value::Serde};
 
-use super::{
-    plots::Plot,
-    report::{Report, maybe},
+use super::report::Report;
+use crate::{
+    cli::{
+        Failure,
+        page::{Plot, maybe, render},
+    },
+    config::Task,
 };
-use crate::{cli::Failure, config::Task};
 
 /// The page, with `plots` in it. Everything but the plots is escaped as it is put in.
 ///
 /// # Errors
 /// When the template is wrong.
 pub fn page(report: &Report, plots: &[Plot]) -> Result<String, Failure> {
-    let mut environment = Environment::new();
-    // The name's end tells minijinja to escape what is put in.
-    environment.add_template("report.html", include_str!("report.html"))?;
     let thresholds: Vec<_> = report
         .thresholds
         .iter()
@@ -42,25 +42,27 @@ pub fn page(report: &Report, plots: &[Plot]) -> Result<String, Failure> {
             }
         })
         .collect();
-    let page = environment.get_template("report.html")?.render(context! {
-        ferry => report.ferry,
-        task => report.task.to_string(),
-        reference => report.reference.name.clone(),
-        candidate => report.candidate.name.clone(),
-        rows => report.figures.rows,
-        sources => report.sources.join("; "),
-        agreement => maybe(report.figures.agreement),
-        meaning => report.meaning_of_agreement(),
-        broken => report.thresholds.iter().filter(|verdict| !verdict.holds).count(),
-        thresholds,
-        sides => Value::from(Serde(report.side_lines())),
-        figures => Value::from(Serde(report.figure_lines())),
-        plots => Value::from(Serde(plots)),
-        least_alike,
-        // Embeddings say nothing to a reader.
-        answers => report.task != Task::Embed,
-        failed => Value::from(Serde(&report.findings.failed)),
-        notes => report.notes.clone(),
-    })?;
-    Ok(page)
+    render(
+        include_str!("report.html"),
+        context! {
+            ferry => report.ferry,
+            task => report.task.to_string(),
+            reference => report.reference.name.clone(),
+            candidate => report.candidate.name.clone(),
+            rows => report.figures.rows,
+            sources => report.sources.join("; "),
+            agreement => maybe(report.figures.agreement),
+            meaning => report.meaning_of_agreement(),
+            broken => report.thresholds.iter().filter(|verdict| !verdict.holds).count(),
+            thresholds,
+            sides => Value::from(Serde(report.side_lines())),
+            figures => Value::from(Serde(report.figure_lines())),
+            plots => Value::from(Serde(plots)),
+            least_alike,
+            // Embeddings say nothing to a reader.
+            answers => report.task != Task::Embed,
+            failed => Value::from(Serde(&report.findings.failed)),
+            notes => report.notes.clone(),
+        },
+    )
 }

@@ -2,7 +2,6 @@
 //! it weighs. With thresholds it is a gate: exit code 2 when one is broken.
 
 mod client;
-mod escape;
 mod html;
 mod inputs;
 mod judge;
@@ -28,7 +27,7 @@ use self::{
     report::{Report, SideReport, Verdict},
     stage::{Side, Stage},
 };
-use super::{Failure, io_runtime};
+use super::{Failure, io_runtime, page::Plot};
 use crate::{
     config::{Task, Thresholds},
     quality::comparison::Cost,
@@ -137,10 +136,7 @@ impl Compare {
         })
     }
 
-    async fn compare(
-        &self,
-        thresholds: &Thresholds,
-    ) -> Result<(Report, Vec<plots::Plot>), Failure> {
+    async fn compare(&self, thresholds: &Thresholds) -> Result<(Report, Vec<Plot>), Failure> {
         let names = [self.reference.as_str(), self.candidate.as_str()];
         let timeout = Duration::from_secs(self.timeout);
         let stage = match &self.server {
@@ -231,7 +227,7 @@ fn make(
     outcome: Outcome,
     sources: Vec<String>,
     thresholds: &Thresholds,
-) -> (Report, Vec<plots::Plot>) {
+) -> (Report, Vec<Plot>) {
     let mut figures = outcome.comparison.figures();
     let (ours, theirs) = (stage.reference.memory_bytes, stage.candidate.memory_bytes);
     figures.cost = Cost {

@@ -2,34 +2,20 @@
 
 use std::fmt::Write;
 
-use serde::Serialize;
-
-use super::{escape::xml, report::number};
-use crate::quality::comparison::{Comparison, Detail, Figures, quantile};
-
-const WIDTH: f64 = 640.0;
-const HEIGHT: f64 = 330.0;
-const LEFT: f64 = 66.0;
-const RIGHT: f64 = 16.0;
-const TOP: f64 = 30.0;
-const BOTTOM: f64 = 58.0;
+use crate::{
+    cli::page::{
+        Plot, number,
+        svg::{BOTTOM, HEIGHT, RIGHT, Scale, TOP, WIDTH, axes, open, range},
+        xml,
+    },
+    quality::comparison::{Comparison, Detail, Figures, quantile},
+};
 
 /// Points of a scatter plot at most.
 const POINTS: usize = 1500;
 
 /// Labels of a confusion matrix that is drawn, at most.
 const MATRIX_LABELS: usize = 16;
-
-/// A picture.
-#[derive(Debug, Serialize)]
-pub struct Plot {
-    /// What it shows.
-    pub title: &'static str,
-    /// How to read it.
-    pub caption: String,
-    /// The picture.
-    pub svg: String,
-}
 
 /// The pictures of a comparison.
 pub fn all(comparison: &Comparison, figures: &Figures, labels: &[String]) -> Vec<Plot> {
@@ -92,96 +78,7 @@ struct Axis {
     whole: bool,
 }
 
-/// A range of values on a stretch of the picture.
-struct Scale {
-    low: f64,
-    high: f64,
-    from: f64,
-    to: f64,
-}
-
-impl Scale {
-    fn place(&self, value: f64) -> f64 {
-        self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
-    }
-
-    /// Round values on it, about `count`.
-    fn ticks(&self, count: f64) -> Vec<f64> {
-        let rough = (self.high - self.low) / count;
-        let power = 10_f64.powf(rough.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0]
-            .map(|factor| factor * power)
-            .into_iter()
-            .find(|step| *step >= rough)
-            .unwrap_or(rough);
-        let first = (self.low / step - 1e-9).ceil();
-        (0..32)
-            .map(|at| (first + f64::from(at)) * step)
-            .take_while(|tick| *tick <= self.high + step * 1e-9)
-            .collect()
-    }
-}
-
-/// The range of values, widened a little; of one value alone, a range around it.
-fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
-    if low > high {
-        return None;
-    }
-    let least = (high.abs().max(low.abs()) * 1e-6).max(1e-9);
-    let margin = ((high - low) * 0.02).max(least);
-    Some((low - margin, high + margin))
-}
-
-fn open(title: &str, height: f64) -> String {
-    let title = xml(title);
-    format!(
-        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{title}\" \
-         xmlns=\"http://www.w3.org/2000/svg\"><title>{title}</title>"
-    )
-}
-
-/// Ticks of both axes, their names, and the lines they stand on.
-fn axes(svg: &mut String, x: &Scale, y: &Scale, names: (&str, &str)) {
-    for tick in y.ticks(4.0) {
-        let at = y.place(tick);
-        let (end, label) = (WIDTH - RIGHT, number(tick));
-        let _ = write!(
-            svg,
-            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{end}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-             <text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
-            LEFT - 8.0,
-            at + 6.0
-        );
-    }
-    let base = HEIGHT - BOTTOM;
-    for tick in x.ticks(5.0) {
-        let at = x.place(tick);
-        let _ = write!(
-            svg,
-            "<line class=\"axis\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{base}\" y2=\"{:.1}\"/>\
-             <text class=\"tick\" x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-            base + 4.0,
-            base + 22.0,
-            number(tick)
-        );
-    }
-    let _ = write!(
-        svg,
-        "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{base}\" y2=\"{base}\"/>\
-         <text class=\"name\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\
-         <text class=\"name\" x=\"{LEFT}\" y=\"16\" text-anchor=\"start\">{}</text>",
-        WIDTH - RIGHT,
-        f64::midpoint(LEFT, WIDTH - RIGHT),
-        HEIGHT - 10.0,
-        xml(names.0),
-        xml(names.1)
-    );
-}
-
-fn histogram(title: &'static str, values: &[f64], axis: &Axis) -> Option<Plot> {
+fn histogram(title: &str, values: &[f64], axis: &Axis) -> Option<Plot> {
     let (low, high) = if axis.whole {
         let (low, high) = range(values.iter().copied())?;
         (low.round() - 0.5, high.round() + 0.5)
@@ -205,19 +102,9 @@ fn histogram(title: &'static str, values: &[f64], axis: &Axis) -> Option<Plot> {
         let bin = ((value - low) / width) as usize;
         counts[bin.min(bins - 1)] += 1;
     }
-    let x = Scale {
-        low,
-        high: low + width * bins as f64,
-        from: LEFT,
-        to: WIDTH - RIGHT,
-    };
+    let x = Scale::across(low, low + width * bins as f64);
     let most = f64::from(counts.iter().copied().max().unwrap_or(0)).max(4.0);
-    let y = Scale {
-        low: 0.0,
-        high: most * 1.05,
-        from: HEIGHT - BOTTOM,
-        to: TOP,
-    };
+    let y = Scale::up(0.0, most * 1.05);
     let mut svg = open(title, HEIGHT);
     axes(&mut svg, &x, &y, (axis.name, "count"));
     for (bin, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
@@ -255,7 +142,7 @@ fn histogram(title: &'static str, values: &[f64], axis: &Axis) -> Option<Plot> {
     svg.push_str("</svg>");
     let count = values.len();
     Some(Plot {
-        title,
+        title: title.to_owned(),
         caption: format!(
             "{count} values; the dashed lines are p5 ({}) and the median ({}).",
             number(p5),
@@ -265,20 +152,10 @@ fn histogram(title: &'static str, values: &[f64], axis: &Axis) -> Option<Plot> {
     })
 }
 
-fn scatter(title: &'static str, pairs: &[(f64, f64)], what: &str) -> Option<Plot> {
+fn scatter(title: &str, pairs: &[(f64, f64)], what: &str) -> Option<Plot> {
     let (low, high) = range(pairs.iter().flat_map(|(a, b)| [*a, *b]))?;
-    let x = Scale {
-        low,
-        high,
-        from: LEFT,
-        to: WIDTH - RIGHT,
-    };
-    let y = Scale {
-        low,
-        high,
-        from: HEIGHT - BOTTOM,
-        to: TOP,
-    };
+    let x = Scale::across(low, high);
+    let y = Scale::up(low, high);
     let mut svg = open(title, HEIGHT);
     let names = (format!("reference: {what}"), format!("candidate: {what}"));
     axes(&mut svg, &x, &y, (&names.0, &names.1));
@@ -309,7 +186,7 @@ fn scatter(title: &'static str, pairs: &[(f64, f64)], what: &str) -> Option<Plot
         format!("{shown} of {all} points")
     };
     Some(Plot {
-        title,
+        title: title.to_owned(),
         caption: format!("{shown}; on the dashed line both sides say the same."),
         svg,
     })
@@ -394,7 +271,7 @@ fn confusion(labels: &[String], counts: &[Vec<u64>]) -> Option<Plot> {
     }
     svg.push_str("</svg>");
     Some(Plot {
-        title: "Labels",
+        title: "Labels".to_owned(),
         caption: "Texts by the reference's best label (row) and the candidate's (column)."
             .to_owned(),
         svg,
@@ -404,18 +281,6 @@ fn confusion(labels: &[String], counts: &[Vec<u64>]) -> Option<Plot> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ticks_are_round_and_inside() {
-        let scale = Scale {
-            low: 0.913,
-            high: 1.0,
-            from: 0.0,
-            to: 100.0,
-        };
-        let ticks: Vec<String> = scale.ticks(6.0).into_iter().map(number).collect();
-        assert_eq!(ticks, ["0.92", "0.94", "0.96", "0.98", "1"]);
-    }
 
     #[test]
     fn a_single_value_and_none_are_no_panic() {

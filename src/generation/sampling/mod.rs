@@ -23,6 +23,7 @@ mod scan;
 mod reference_tests;
 
 pub use parameters::{InvalidParameter, MAX_TOP_LOGPROBS, SamplingParameters};
+pub use random::Random;
 pub use sampler::{RowStatistics, SampleError, Sampled, Sampler};
 
 /// A grammar that the tokens of a sequence must follow.

@@ -7,7 +7,7 @@
 
 #![allow(
     clippy::inline_always,
-    reason = "only what is inlined into the AVX2 entry point is compiled for AVX2, see simd.rs"
+    reason = "only what is inlined into the entry point of an instruction set is compiled for it, see simd"
 )]
 
 pub mod activation;
@@ -26,7 +26,7 @@ pub mod values;
 
 mod layer_norm;
 mod operand;
-mod parallel;
+pub(crate) mod parallel;
 mod simd;
 mod vector_math;
 
@@ -37,7 +37,7 @@ pub use activation::{Activation, BiasActivation};
 pub use attention::Attention;
 pub use embed_norm::{EmbedNorm, WordTable};
 pub use gated::GatedActivation;
-pub use linear::Linear;
+pub use linear::{Compute, Linear};
 pub use logit_statistics::{LogitStatistics, logit_statistics, soft_cap};
 pub use paged_attention::{CacheGeometry, CacheType, LayerCache, PagedAttention, PagedRows};
 pub use pool::{Pool, Pooling};

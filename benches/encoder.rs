@@ -8,7 +8,7 @@ use std::path::Path;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use ferry::models::{EncoderModel, Head, LoadOptions, PackedBatch};
-use ferry::ops::Pooling;
+use ferry::ops::{Compute, Pooling};
 
 /// What the server uses: large activations are not given back to the kernel after every op.
 #[global_allocator]
@@ -40,6 +40,7 @@ fn minilm_mean(bencher: Bencher, shape: &Shape) {
         &LoadOptions {
             head,
             quantize: None,
+            compute: Compute::F32,
         },
         &device,
     )

@@ -21,7 +21,7 @@ use ferry::{
         ModelSummary, PackedBatch,
         quantize::{QuantizeOptions, quantize_model},
     },
-    ops::CacheType,
+    ops::{CacheType, Compute},
     repository::{encoder_text, head_of, infer_manifest, read_gguf_text},
 };
 
@@ -239,6 +239,7 @@ fn serve(folder: &Path) -> Result<(), String> {
         let options = LoadOptions {
             head,
             quantize: None,
+            compute: Compute::F32,
         };
         let model =
             EncoderModel::load(source, &options, &Device::Cpu).map_err(|error| text(&error))?;

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 pub use super::warmup::{CanaryConfig, CanaryInput, WarmupConfig, WarmupPrompt, WarmupShape};
 use super::{
-    CacheConfig, ConfigError, DeviceChoice, GenerateConfig, Quantize, RolloutConfig, ShareConfig,
-    VersionsConfig, Violation, read_checked, rollout,
+    CacheConfig, ConfigError, DeviceChoice, GenerateConfig, Precision, Quantize, RolloutConfig,
+    ShareConfig, VersionsConfig, Violation, read_checked, rollout,
 };
 
 /// What a model does.
@@ -94,6 +94,9 @@ pub struct ModelManifest {
     /// are in the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<Quantize>,
+    /// The precision of an encoder's matrix products; unset, see [`ModelManifest::compute`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Precision>,
     /// Where the weights come from.
     #[serde(default)]
     pub source: SourceConfig,
@@ -260,6 +263,7 @@ impl ModelManifest {
             description: String::new(),
             license: String::new(),
             quantize: None,
+            compute: None,
             source: SourceConfig::default(),
             input: InputConfig::default(),
             embed: EmbedConfig::default(),
@@ -273,6 +277,20 @@ impl ModelManifest {
             shadow: ShareConfig::default(),
             rollout: RolloutConfig::default(),
             warmup: WarmupConfig::default(),
+        }
+    }
+
+    /// What products are computed in on a machine that has instructions for bf16, or lacks them.
+    /// Unless `compute` is set, that is bf16 for embeddings where it is fast, which are compared
+    /// with each other and keep a cosine above 0.999; and f32 where a number is held against a
+    /// threshold, or where `quantize` says what becomes of the weights.
+    pub fn compute(&self, bf16_is_fast: bool) -> Precision {
+        match self.compute {
+            Some(precision) => precision,
+            None if bf16_is_fast && self.task == Task::Embed && self.quantize.is_none() => {
+                Precision::Bf16
+            }
+            None => Precision::F32,
         }
     }
 
@@ -314,6 +332,20 @@ impl ModelManifest {
             batching.max_waiting_rows,
             "1 to 1048576",
         )?;
+        if let Some(compute) = self.compute {
+            Violation::unless(
+                self.task != Task::Generate,
+                "compute",
+                compute.name(),
+                "nothing where task = \"generate\": quantize says in what a decoder computes",
+            )?;
+            Violation::unless(
+                self.quantize.is_none() || compute == Precision::F32,
+                "compute",
+                compute.name(),
+                "\"f32\", or nothing, beside quantize",
+            )?;
+        }
         self.generate.validate()?;
         rollout::validate(&self.versions, &self.canary, &self.shadow, &self.rollout)?;
         self.cache.validate()?;
@@ -448,6 +480,35 @@ mod tests {
         }
         let error = parse("task = \"embed\"\nquantize = \"q4\"").unwrap_err();
         assert!(error.to_string().contains("q4_k"), "{error}");
+    }
+
+    #[test]
+    fn precision_is_chosen_for_encoders_and_not_beside_quantize() {
+        let compute = |text: &str| parse(text).unwrap().compute(true);
+        assert_eq!(compute("task = \"embed\""), Precision::Bf16);
+        assert_eq!(compute("task = \"classify\""), Precision::F32);
+        assert_eq!(
+            compute("task = \"rerank\"\ncompute = \"int8\""),
+            Precision::Int8
+        );
+        assert_eq!(
+            compute("task = \"embed\"\nquantize = \"q8_0\""),
+            Precision::F32
+        );
+        let embed = parse("task = \"embed\"").unwrap();
+        assert_eq!(embed.compute(false), Precision::F32);
+
+        for (text, hint) in [
+            ("task = \"embed\"\ncompute = \"fp16\"", "bf16"),
+            ("task = \"generate\"\ncompute = \"bf16\"", "quantize"),
+            (
+                "task = \"embed\"\nquantize = \"q8_0\"\ncompute = \"int8\"",
+                "quantize",
+            ),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(hint), "{error}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::projection::{Embedding, Projection};
 use super::quantize::{encode, fitting};
 use super::source::Source;
 use super::tensor_plan::{ProjectionPlan, TensorPlan};
-use crate::ops::{Linear, QuantizedLinear, QuantizedWeight, RmsNorm, WordTable};
+use crate::ops::{Compute, Linear, QuantizedLinear, QuantizedWeight, RmsNorm, WordTable};
 
 /// Reads weights of a checked source, and adds up what they take.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub(super) struct Loader<'a> {
     source: &'a Source,
     device: &'a Device,
     quantize: Option<GgmlDType>,
+    compute: Compute,
     prepared: &'a PreparedWeights,
     memory_bytes: usize,
 }
@@ -49,9 +50,15 @@ impl<'a> Loader<'a> {
             source,
             device,
             quantize,
+            compute: Compute::F32,
             prepared,
             memory_bytes: 0,
         }
+    }
+
+    /// As it is, but for f32 matrices, whose products are computed in another precision.
+    pub fn computing(self, compute: Compute) -> Self {
+        Self { compute, ..self }
     }
 
     /// Bytes that the weights read so far take on the device.
@@ -96,22 +103,22 @@ impl<'a> Loader<'a> {
         } else {
             Some(self.vectors(&plan.biases)?)
         };
-        self.product(&plan.weights, bias, self.quantize)
+        self.product(&plan.weights, bias, self.quantize, self.compute)
     }
 
     /// The same without biases: the next op adds them.
     pub fn product_only(&mut self, plan: &ProjectionPlan) -> Result<Projection, LoadError> {
-        self.product(&plan.weights, None, self.quantize)
+        self.product(&plan.weights, None, self.quantize, self.compute)
     }
 
-    /// A linear layer that is not quantized at load, as what it takes is little beside the harm:
-    /// the last one of a classifier.
+    /// A linear layer that is neither quantized at load nor computed in less than f32, as what it
+    /// takes is little beside the harm: the last one of a classifier.
     pub fn unquantized_projection(
         &mut self,
         plan: &ProjectionPlan,
     ) -> Result<Projection, LoadError> {
         let bias = self.vectors(&plan.biases)?;
-        self.product(&plan.weights, Some(bias), None)
+        self.product(&plan.weights, Some(bias), None, Compute::F32)
     }
 
     /// The table of embeddings and the output projection, which are the same weights if there is
@@ -123,14 +130,15 @@ impl<'a> Loader<'a> {
     ) -> Result<(Embedding, Projection), LoadError> {
         if let Some(head) = head {
             let embedding = self.embedding(table)?;
-            let head = self.product(std::slice::from_ref(head), None, self.quantize)?;
+            let weights = std::slice::from_ref(head);
+            let head = self.product(weights, None, self.quantize, self.compute)?;
             return Ok((embedding, head));
         }
         match self.embedding(table)? {
             Embedding::Dense(tensor) => {
                 let read = || Ok(tensor.clone());
                 let shape = shape_of(table)?;
-                let head = self.linear(&table.name, shape, read)?;
+                let head = self.linear(&table.name, shape, self.compute, read)?;
                 if self.device.is_cpu() {
                     self.memory_bytes += head.memory_bytes();
                 }
@@ -178,6 +186,7 @@ impl<'a> Loader<'a> {
         weights: &[TensorPlan],
         bias: Option<Tensor>,
         quantize: Option<GgmlDType>,
+        compute: Compute,
     ) -> Result<Projection, LoadError> {
         let mut all_dense = true;
         for plan in weights {
@@ -196,7 +205,7 @@ impl<'a> Loader<'a> {
             let [outputs, inputs] = shape_of(plan)?;
             shape = [shape[0] + outputs, inputs];
         }
-        let linear = self.linear(&names.join("+"), shape, || {
+        let linear = self.linear(&names.join("+"), shape, compute, || {
             let mut values = Vec::with_capacity(shape[0] * shape[1]);
             for plan in weights {
                 values.append(&mut self.source.values(&plan.name)?);
@@ -212,10 +221,11 @@ impl<'a> Loader<'a> {
         &self,
         name: &str,
         shape: [usize; 2],
+        compute: Compute,
         read: impl FnOnce() -> Result<Tensor, LoadError>,
     ) -> Result<Linear, LoadError> {
         if self.device.is_cpu() {
-            return self.prepared.linear(name, shape, read);
+            return self.prepared.linear(name, shape, compute, read);
         }
         Ok(Linear::new(&read()?, None)?)
     }

@@ -56,6 +56,16 @@ impl PackedBatch {
         self.max_len = self.max_len.max(tokens.len());
     }
 
+    /// A batch of some of its rows, in the order of `rows`.
+    pub(super) fn select(&self, rows: &[usize]) -> Self {
+        let mut selected = Self::new();
+        for &row in rows {
+            let tokens = self.cu_seqlens[row] as usize..self.cu_seqlens[row + 1] as usize;
+            selected.push_row(&self.tokens[tokens.clone()], Some(&self.type_ids[tokens]));
+        }
+        selected
+    }
+
     /// Removes all rows, and keeps the memory for the next batch.
     pub fn clear(&mut self) {
         self.tokens.clear();

@@ -7,7 +7,7 @@
 
 #![allow(
     clippy::inline_always,
-    reason = "only what is inlined into the AVX2 entry point is compiled for AVX2, see simd.rs"
+    reason = "only what is inlined into the entry point of an instruction set is compiled for it, see simd"
 )]
 
 pub mod activation;
@@ -32,7 +32,7 @@ pub mod values;
 mod cuda;
 mod layer_norm;
 mod operand;
-mod parallel;
+pub(crate) mod parallel;
 mod simd;
 mod vector_math;
 
@@ -44,7 +44,7 @@ pub use attention::Attention;
 pub use device_memory::free_memory;
 pub use embed_norm::{EmbedNorm, WordTable};
 pub use gated::GatedActivation;
-pub use linear::Linear;
+pub use linear::{Compute, Linear};
 pub use logit_statistics::{LogitStatistics, logit_statistics, soft_cap};
 pub use paged_attention::{CacheGeometry, CacheType, LayerCache, PagedAttention, PagedRows};
 pub use pool::{Pool, Pooling};

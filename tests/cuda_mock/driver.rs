@@ -40,7 +40,12 @@ fn a_product_of_candle_on_the_device_is_that_on_the_cpu() {
 }
 
 /// Launches candle's `ucopy_f32`, which copies `count` values from `from` to `to`.
-fn copy(device: &Device, count: usize, from: u64, to: u64) -> Result<(), Box<dyn std::error::Error>> {
+fn copy(
+    device: &Device,
+    count: usize,
+    from: u64,
+    to: u64,
+) -> Result<(), Box<dyn std::error::Error>> {
     let cuda = device.as_cuda_device()?;
     let copy = cuda.get_or_load_func("ucopy_f32", &candle_core::cuda_backend::kernels::UNARY)?;
     let mut launch = copy.builder();
@@ -82,11 +87,21 @@ fn fault_of(test: impl FnOnce(&Device, &Mock) -> Outcome) -> String {
 fn a_write_and_a_read_past_an_allocation_are_seen() {
     for (count, shrunk) in [(9, "read"), (9, "write")] {
         let faults = fault_of(|device, _| {
-            let (short, long) = (Tensor::zeros(8, DType::F32, device)?, Tensor::zeros(5000, DType::F32, device)?);
-            let (from, to) = if shrunk == "read" { (&short, &long) } else { (&long, &short) };
+            let (short, long) = (
+                Tensor::zeros(8, DType::F32, device)?,
+                Tensor::zeros(5000, DType::F32, device)?,
+            );
+            let (from, to) = if shrunk == "read" {
+                (&short, &long)
+            } else {
+                (&long, &short)
+            };
             copy(device, count * 200, address(from), address(to))
         });
-        assert!(faults.is_empty() || faults.contains("ucopy_f32"), "{faults}");
+        assert!(
+            faults.is_empty() || faults.contains("ucopy_f32"),
+            "{faults}"
+        );
     }
 }
 
@@ -96,7 +111,10 @@ fn a_count_in_the_place_of_an_address_is_seen() {
         let tensor = Tensor::zeros(8, DType::F32, device)?;
         copy(device, 8, 8, address(&tensor))
     });
-    assert!(faults.is_empty() || faults.contains("a pointer"), "{faults}");
+    assert!(
+        faults.is_empty() || faults.contains("a pointer"),
+        "{faults}"
+    );
 }
 
 #[test]
@@ -107,7 +125,10 @@ fn no_room_is_an_error_that_says_so_and_the_device_lives() {
         assert!(refused.to_string().contains("OUT_OF_MEMORY"), "{refused}");
         let again = Tensor::ones(8, DType::U32, device);
         let _ = again;
-        assert_eq!(Tensor::zeros(2, DType::F32, device)?.to_vec1::<f32>()?, [0.0; 2]);
+        assert_eq!(
+            Tensor::zeros(2, DType::F32, device)?.to_vec1::<f32>()?,
+            [0.0; 2]
+        );
         Ok(())
     });
 }

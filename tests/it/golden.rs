@@ -8,6 +8,7 @@ use candle_core::Device;
 use ferry::{
     config::{ModelManifest, Task, Truncation},
     models::{EncoderModel, LoadOptions, PackedBatch, RowOutput},
+    ops::Compute,
     repository::{encoder_text, head_of},
     text::{EncodeOptions, EncodedRow, RowInput, TextEncoder},
 };
@@ -82,6 +83,7 @@ impl Golden {
             &LoadOptions {
                 head,
                 quantize: None,
+                compute: Compute::F32,
             },
             &Device::Cpu,
         )

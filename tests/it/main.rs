@@ -32,6 +32,7 @@ mod llama_cpp;
 mod malformed;
 mod open_inference;
 mod openai;
+mod precision;
 mod quantize;
 mod repository;
 mod response_cache;

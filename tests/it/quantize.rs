@@ -13,7 +13,7 @@ use ferry::{
         gguf::GgufFile,
         quantize::{Keep, QuantizeOptions, QuantizeReport, quantize_model, type_named},
     },
-    ops::CacheType,
+    ops::{CacheType, Compute},
     repository::{encoder_text, head_of, infer_manifest, load_encoder, read_gguf_text},
     text::{EncodeOptions, RowInput, SpecialTokens},
 };
@@ -631,6 +631,7 @@ fn a_wrong_head_of_a_gguf_file_is_refused_by_name() {
     let options = LoadOptions {
         head: head_of(&manifest).unwrap(),
         quantize: None,
+        compute: Compute::F32,
     };
     let error = EncoderModel::load(&written.file(), &options, &Device::Cpu).unwrap_err();
     assert!(error.to_string().contains("cls"), "{error}");

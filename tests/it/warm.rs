@@ -17,7 +17,7 @@ use ferry::{
         PreparedWeights, RowOutput,
         prepared::{PreparedKey, SourceFiles, Unusable},
     },
-    ops::{CacheType, Pooling},
+    ops::{CacheType, Compute, Pooling},
 };
 use tempfile::TempDir;
 
@@ -65,6 +65,7 @@ fn encoder_bits(version: &Path, prepared: &Arc<PreparedWeights>) -> Vec<u32> {
     let options = LoadOptions {
         head,
         quantize: None,
+        compute: Compute::F32,
     };
     let model = EncoderModel::load_with(version, &options, &Device::Cpu, prepared).unwrap();
     let mut batch = PackedBatch::with_capacity(2, 12);

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use candle_core::quantized::GgmlDType;
 use memmap2::{Advice, Mmap};
 
-use super::header::{Header, LINEAR, Section, TABLE, WeightEntry, digest, kind_of, layout};
+use super::header::{Header, Section, TABLE, WeightEntry, digest, kind_of, kind_of_linear, layout};
 use super::{PreparedKey, Unusable};
 use crate::models::error::LoadError;
 use crate::models::mapping::map_file;
 use crate::ops::values::ALIGNMENT;
-use crate::ops::{Linear, MappedBytes, QuantizedWeight, Values};
+use crate::ops::{Compute, Linear, MappedBytes, QuantizedWeight, Values};
 
 /// A sound file that was made from and for what is asked.
 #[derive(Debug)]
@@ -68,12 +68,12 @@ impl PreparedFile {
         (Some(values.len()) == shape[0].checked_mul(shape[1])).then_some(values)
     }
 
-    pub fn linear(&self, name: &str, shape: [usize; 2]) -> Option<Linear> {
-        let [panels] = self.find(name, LINEAR, shape)? else {
+    pub fn linear(&self, name: &str, shape: [usize; 2], compute: Compute) -> Option<Linear> {
+        let [panels] = self.find(name, &kind_of_linear(compute), shape)? else {
             return None;
         };
         let [outputs, inputs] = shape;
-        Linear::mapped(outputs, inputs, panels.clone(), None).ok()
+        Linear::mapped(outputs, inputs, panels.clone(), None, compute).ok()
     }
 
     pub fn quantized(

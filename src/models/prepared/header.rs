@@ -21,7 +21,7 @@ use twox_hash::XxHash3_64;
 use super::Unusable;
 use super::source::SourceFile;
 use crate::ops::values::ALIGNMENT;
-use crate::ops::{Linear, QuantizedWeight};
+use crate::ops::{Compute, Linear, QuantizedWeight};
 
 const MAGIC: [u8; 8] = *b"FERRYPW\0";
 const FORMAT: u32 = 1;
@@ -34,8 +34,6 @@ const DIGEST_CHUNK: usize = 4 << 20;
 
 /// The kind of a table whose rows are looked up.
 pub(super) const TABLE: &str = "table";
-/// The kind of an f32 matrix; others are named after their type.
-pub(super) const LINEAR: &str = "linear";
 
 /// What a file was made from and for, and what it holds.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +125,11 @@ pub(super) fn layout() -> String {
         "big"
     };
     format!("{} {} {order}", Linear::LAYOUT, QuantizedWeight::LAYOUT)
+}
+
+/// The kind of a matrix of f32 values, laid out to be computed in some precision.
+pub(super) fn kind_of_linear(compute: Compute) -> String {
+    format!("linear-{}", compute.name())
 }
 
 /// The kind of a matrix in a type of GGML.

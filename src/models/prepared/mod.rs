@@ -19,7 +19,7 @@ use candle_core::Tensor;
 use candle_core::quantized::GgmlDType;
 
 use super::error::LoadError;
-use crate::ops::{Linear, QuantizedWeight, Values};
+use crate::ops::{Compute, Linear, QuantizedWeight, Values};
 use file::PreparedFile;
 
 pub use source::SourceFiles;
@@ -146,19 +146,21 @@ impl PreparedWeights {
         Ok(table)
     }
 
-    /// An f32 matrix `[outputs, inputs]` without bias; `read` gives its values.
+    /// A matrix `[outputs, inputs]` of f32 values without bias, laid out for `compute`; `read` gives
+    /// its values.
     pub(crate) fn linear(
         &self,
         name: &str,
         shape: [usize; 2],
+        compute: Compute,
         read: impl FnOnce() -> Result<Tensor, LoadError>,
     ) -> Result<Linear, LoadError> {
         let found = self.found.as_ref().ok();
-        let found = found.and_then(|file| file.linear(name, shape));
+        let found = found.and_then(|file| file.linear(name, shape, compute));
         let made = found.is_none();
         let linear = match found {
             Some(linear) => linear,
-            None => Linear::new(&read()?, None)?,
+            None => Linear::with_compute(&read()?, None, compute)?,
         };
         self.remember(name, shape, Panels::Linear(linear.clone()), made);
         Ok(linear)
@@ -229,7 +231,7 @@ impl NamedWeight {
     fn kind(&self) -> String {
         match &self.panels {
             Panels::Table(_) => header::TABLE.to_owned(),
-            Panels::Linear(_) => header::LINEAR.to_owned(),
+            Panels::Linear(linear) => header::kind_of_linear(linear.compute()),
             Panels::Quantized(dtype, _) => header::kind_of(*dtype),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::super::simd::{Arithmetic, Kernel};
+use super::super::simd::{Arithmetic, Kernel, WIDTH};
 use super::super::vector_math::exp;
 use super::cache::CacheValue;
 use super::layer::{Layer, SPAN, Unit};
@@ -196,16 +196,9 @@ impl Kernel for Merge<'_> {
             } else {
                 total.max[i]
             };
-            let mut factors = [
-                total.max[i] - max,
-                later.max[i] - max,
-                0.0,
-                0.0,
-                0.0,
-                0.0,
-                0.0,
-                0.0,
-            ];
+            let mut factors = [0f32; WIDTH];
+            factors[0] = total.max[i] - max;
+            factors[1] = later.max[i] - max;
             A::store(exp::<A>(A::load(&factors)), &mut factors);
             let [old, new, ..] = factors;
             total.max[i] = max;

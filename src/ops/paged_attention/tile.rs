@@ -15,7 +15,7 @@ pub(super) const KEYS: usize = 32;
 /// Queries in the registers at once.
 pub(super) const QUERY_GROUP: usize = 4;
 /// V in scratch has rows of a multiple of this.
-pub(super) const DIMS: usize = 2 * WIDTH;
+pub(super) const DIMS: usize = WIDTH;
 
 /// Scores of a query with the keys of a tile; then their weights.
 pub(super) type Scores = [f32; KEYS];
@@ -30,10 +30,10 @@ pub(super) fn score<A: Arithmetic>(
     count: usize,
 ) {
     match scores.len() {
-        1 => score_group::<A, 1, 4>(scores, queries, keys, count),
-        2 => score_group::<A, 2, 4>(scores, queries, keys, count),
-        3 => score_group::<A, 3, 4>(scores, queries, keys, count),
-        _ => score_group::<A, QUERY_GROUP, 2>(scores, queries, keys, count),
+        1 => score_group::<A, 1, 2>(scores, queries, keys, count),
+        2 => score_group::<A, 2, 2>(scores, queries, keys, count),
+        3 => score_group::<A, 3, 2>(scores, queries, keys, count),
+        _ => score_group::<A, QUERY_GROUP, 1>(scores, queries, keys, count),
     }
 }
 
@@ -145,10 +145,10 @@ pub(super) fn add_values<A: Arithmetic>(
         range,
     };
     match weights.len() {
-        1 => op.group::<A, 1, 8>(sums),
-        2 => op.group::<A, 2, 4>(sums),
-        3 => op.group::<A, 3, 4>(sums),
-        _ => op.group::<A, QUERY_GROUP, 2>(sums),
+        1 => op.group::<A, 1, 4>(sums),
+        2 => op.group::<A, 2, 2>(sums),
+        3 => op.group::<A, 3, 2>(sums),
+        _ => op.group::<A, QUERY_GROUP, 1>(sums),
     }
 }
 

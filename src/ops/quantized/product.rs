@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::super::parallel;
 use super::machine::{InstructionSet, LANES, Machine, Work};
 use super::panels::{Activations, Panels};
 
@@ -51,7 +52,7 @@ impl Product<'_> {
         let rows = y.len() / self.outputs;
         let panels: usize = self.parts.iter().map(Panels::count).sum();
         let output = Output::new(y, self.outputs);
-        let threads = rayon::current_num_threads();
+        let threads = parallel::threads();
         if threads == 1 || rows * self.inputs * self.outputs < SERIAL_WORK {
             self.compute_part(instructions, &output, 0..rows, 0..panels);
             return;

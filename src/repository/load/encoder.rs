@@ -16,12 +16,12 @@ use crate::{
     batching::BatchPolicy,
     cache::{CacheOptions, RowCache},
     config::{
-        Activation, ModelManifest, Pooling, Task,
+        Activation, ModelManifest, Pooling, Precision, Task,
         manifest::{CanaryInput, WarmupShape, find_gguf},
     },
     engine::{Engine, EngineOptions, Forward, is_finite},
     models::{EncoderModel, EncoderSpec, Head, LoadOptions, PackedBatch},
-    ops,
+    ops::{self, Compute},
     repository::{FoundModel, Runner, ServedEncoder},
     text::{EncodeOptions, RowInput, TextEncoder},
 };
@@ -41,8 +41,11 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     let options = load_options(manifest)?;
     let (weights, text) = times.weights_and_tokenizer(
         || {
-            let kind = options.quantize.map(|dtype| format!("quantize {dtype:?}"));
-            let prepared = prepared::open(loading, &source, kind.unwrap_or_default());
+            let settings = match options.quantize {
+                Some(dtype) => format!("quantize {dtype:?}"),
+                None => format!("compute {}", options.compute.name()),
+            };
+            let prepared = prepared::open(loading, &source, settings);
             let device = loading.places[0].open()?;
             let encoder = EncoderModel::load_with(&source, &options, &device, &prepared)?;
             Ok::<_, LoadError>((encoder, prepared))
@@ -158,7 +161,17 @@ fn load_options(manifest: &ModelManifest) -> Result<LoadOptions, LoadError> {
     Ok(LoadOptions {
         head: head_of(manifest)?,
         quantize: manifest.quantize.map(ggml_type),
+        compute: compute_of(manifest),
     })
+}
+
+/// The precision of products, by the manifest and what this machine is fast in.
+pub fn compute_of(manifest: &ModelManifest) -> Compute {
+    match manifest.compute(Compute::Bf16.is_native()) {
+        Precision::F32 => Compute::F32,
+        Precision::Bf16 => Compute::Bf16,
+        Precision::Int8 => Compute::Int8,
+    }
 }
 
 /// The head that a manifest asks for.

@@ -84,10 +84,8 @@ fn both_forms_of_residual_rms_norm_agree_with_the_cpu_op() {
                 let delta = number.round(&random.values(tokens * n, 3.0));
                 let [post, next] = [(); 2].map(|()| random.values(n, 1.0));
                 let norm = |weight: &[f32], epsilon| RmsNorm::new(tensor(weight, n), epsilon);
-                let op = ResidualRmsNorm::new(
-                    with_post.then(|| norm(&post, 1e-6)),
-                    norm(&next, 1e-5),
-                );
+                let op =
+                    ResidualRmsNorm::new(with_post.then(|| norm(&post, 1e-6)), norm(&next, 1e-5));
                 let sum = tensor(&x, (tokens, n));
                 let y = op
                     .apply(&sum, &tensor(&delta, (tokens, n)))

@@ -333,7 +333,7 @@ __device__ __forceinline__ Mass share_of(float p, Mass sum) {
 }
 
 // Which token a draw by group meets.
-__device__ __forceinline__ int draw_by_group(Scratch &scratch, const Logits &view,
+__device__ __forceinline__ int draw_by_group(const Scratch &scratch, const Logits &view,
                                              const ChunkMasses *masses, int chunk_count, float max,
                                              float scale, float min_p, double point,
                                              const SampleChange *changes, int change_count) {
@@ -398,9 +398,11 @@ __device__ __forceinline__ int draw_by_group(Scratch &scratch, const Logits &vie
 __device__ __forceinline__ Mass at_least_one(Mass mass) { return mass > 0 ? mass : 1; }
 
 // Which token a draw by likelihood meets, of a source that has all that can be drawn, in low..=high.
-template <typename Source> __device__ __forceinline__ int
-draw_by_likelihood(Scratch &scratch, const Source &source, unsigned low, unsigned high, Mass total,
-                   bool by_count, const SampleRow &row, float max, float scale, double point) {
+template <typename Source>
+__device__ __forceinline__ int draw_by_likelihood(const Scratch &scratch, const Source &source,
+                                                  unsigned low, unsigned high, Mass total,
+                                                  bool by_count, const SampleRow &row, float max,
+                                                  float scale, double point) {
     SHARED_ARRAY(int, ties, [2]);
     const auto by_logit = [](int, float z) { return key_of(z); };
     const auto mass = [&](int, float z) { return mass_of(weight(z, max, scale)); };
@@ -471,7 +473,9 @@ __device__ __forceinline__ void draw(int *tokens, float *logprobs, const RowStat
                                      const float *raw, const SampleRow *rows,
                                      const SampleChange *changes, const unsigned *masks,
                                      int mask_words, int vocabulary, int chunk_count) {
-    SHARED_ARRAY(Scratch, scratch, [1]);
+    SHARED_ARRAY(Mass, bins, [THREADS]);
+    SHARED_ARRAY(Cut, found, [1]);
+    const Scratch scratch = {bins, found};
     SHARED_ARRAY(unsigned, keys, [ROOM]);
     SHARED_ARRAY(int, ids, [ROOM]);
     SHARED_ARRAY(int, collected, [1]);
@@ -487,7 +491,7 @@ __device__ __forceinline__ void draw(int *tokens, float *logprobs, const RowStat
 
     int token;
     if (state.pending == DRAW_BY_GROUP) {
-        token = draw_by_group(scratch[0], view, masses, chunk_count, state.max, scale, row.min_p,
+        token = draw_by_group(scratch, view, masses, chunk_count, state.max, scale, row.min_p,
                               point, changes, change_count);
     } else {
         // Each warp adds up the chunks.
@@ -536,10 +540,10 @@ __device__ __forceinline__ void draw(int *tokens, float *logprobs, const RowStat
             });
             __syncthreads();
             const Candidates candidates = {keys, ids, collected[0]};
-            token = draw_by_likelihood(scratch[0], candidates, low, high, total, by_count, row,
+            token = draw_by_likelihood(scratch, candidates, low, high, total, by_count, row,
                                        state.max, scale, point);
         } else {
-            token = draw_by_likelihood(scratch[0], view, low, high, total, by_count, row, state.max,
+            token = draw_by_likelihood(scratch, view, low, high, total, by_count, row, state.max,
                                        scale, point);
         }
     }

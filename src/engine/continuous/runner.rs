@@ -88,13 +88,11 @@ impl Runner {
             let fresh = recovery.recover(0, &reason, &metrics, |pause| {
                 self.refuse_until(Some(Instant::now() + pause))
             });
-            match fresh {
-                Some(fresh) => forward = fresh,
-                None => {
-                    self.refuse_until(None);
-                    return;
-                }
-            }
+            let Some(fresh) = fresh else {
+                self.refuse_until(None);
+                return;
+            };
+            forward = fresh;
             self.health.regain();
         }
     }

@@ -54,17 +54,13 @@ impl Executor {
             drop(forward);
             let metrics = &self.metrics.device;
             let pause = |time| self.closing.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
-            match self
-                .recovery
-                .recover(self.instance, &reason, metrics, pause)
-            {
-                Some(fresh) => forward = fresh,
-                None => {
-                    // Stays until the dispatcher is gone, so that this never hears the last of it.
-                    let _ = self.closing.recv();
-                    return;
-                }
-            }
+            let recovery = &self.recovery;
+            let Some(fresh) = recovery.recover(self.instance, &reason, metrics, pause) else {
+                // Stays until the dispatcher is gone, so that this never hears the last of it.
+                let _ = self.closing.recv();
+                return;
+            };
+            forward = fresh;
             let _ = self.reports.send(Report::Back);
         }
     }

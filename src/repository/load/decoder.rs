@@ -14,7 +14,7 @@ use crate::{
     },
     device::Place,
     engine::{
-        GenerationEngine, GenerationOptions, Reload,
+        GenerationEngine, GenerationOptions, Reload, Supervision,
         continuous::{StepForward, StepOutput},
     },
     generation::{RowStatistics, SchedulerOptions},
@@ -46,10 +46,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     } = read_parts(loading, &mut times)?;
     let table = decoder.spec().vocabulary;
 
-    let cache_type = match settings.cache_type {
-        config::CacheType::F32 => ops::CacheType::F32,
-        config::CacheType::F16 => ops::CacheType::F16,
-    };
+    let cache_type = type_of(settings.cache_type);
     let block_bytes = KvCache::bytes_per_block(decoder.spec(), settings.block_size, cache_type);
     let context = usable_context(loading, &decoder)?;
     // More than all sequences can ever hold would lie idle.
@@ -78,16 +75,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         cache_type,
     };
     let mut forward = times.measure(Stage::Engine, || step_forward(decoder, room))?;
-    let reload: Reload<StepForward> = Arc::new(move |_| {
-        let load =
-            || Ok::<_, LoadError>(step_forward(weights.load(&PreparedWeights::off())?, room)?);
-        load().map_err(|error| error.to_string())
-    });
-    let load_settings = loading.settings;
-    let supervision =
-        load_settings
-            .alarm
-            .supervision(&model.name, load_settings.on_device_failure, reload);
+    let supervision = supervision(loading, weights, room);
     let limits = StepLimits {
         block_size: settings.block_size,
         blocks,
@@ -190,6 +178,30 @@ struct CacheRoom {
 fn step_forward(decoder: DecoderModel, room: CacheRoom) -> Result<StepForward, ForwardError> {
     let cache = decoder.new_cache(room.blocks, room.block_size, room.cache_type)?;
     Ok(Box::new(move |batch| step(&decoder, &cache, batch)))
+}
+
+/// What the engine does about a lost device: loads the weights anew there, with an empty cache.
+fn supervision(
+    loading: &Loading<'_>,
+    weights: Weights,
+    room: CacheRoom,
+) -> Supervision<StepForward> {
+    let load = move || -> Result<StepForward, LoadError> {
+        let decoder = weights.load(&PreparedWeights::off())?;
+        Ok(step_forward(decoder, room)?)
+    };
+    let reload: Reload<StepForward> = Arc::new(move |_| load().map_err(|error| error.to_string()));
+    let settings = loading.settings;
+    settings
+        .alarm
+        .supervision(&loading.model.name, settings.on_device_failure, reload)
+}
+
+fn type_of(cache_type: config::CacheType) -> ops::CacheType {
+    match cache_type {
+        config::CacheType::F32 => ops::CacheType::F32,
+        config::CacheType::F16 => ops::CacheType::F16,
+    }
 }
 
 /// Reads weights and tokenizer, side by side.

@@ -4,7 +4,10 @@
 //! On the CPU all share one copy. On a GPU each has its own, with its own stream: tensors belong to
 //! the stream that they were made with.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{LoadError, Loading, encoder::run_shape};
 use crate::{
@@ -81,7 +84,7 @@ impl Instances {
     }
 }
 
-fn load(place: Place, source: &PathBuf, options: &LoadOptions) -> Result<Forward, LoadError> {
+fn load(place: Place, source: &Path, options: &LoadOptions) -> Result<Forward, LoadError> {
     let device = place.open()?;
     let off = PreparedWeights::off();
     Ok(forward_of(EncoderModel::load_with(

@@ -13,7 +13,10 @@ pub fn free_memory(device: &Device) -> Result<Option<usize>> {
             let stream = device.cuda_stream();
             // What was freed goes back in the stream's order: look when all of that is done.
             stream.synchronize().map_err(candle_core::Error::wrap)?;
-            let (free, _) = stream.context().mem_get_info().map_err(candle_core::Error::wrap)?;
+            let (free, _) = stream
+                .context()
+                .mem_get_info()
+                .map_err(candle_core::Error::wrap)?;
             Ok(Some(free))
         }
         _ => Ok(None),

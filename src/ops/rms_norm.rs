@@ -19,9 +19,9 @@
 
 use std::cell::RefCell;
 
+use candle_core::{CpuStorage, CustomOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail};
 #[cfg(feature = "cuda")]
 use candle_core::{CudaStorage, CustomOp2};
-use candle_core::{CpuStorage, CustomOp1, InplaceOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::operand::{dims2, f32_values, f32_values_mut, read};

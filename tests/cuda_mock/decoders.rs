@@ -36,7 +36,11 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn load(name: &str, cache_type: CacheType, device: &Device) -> Result<Self, Box<dyn std::error::Error>> {
+    fn load(
+        name: &str,
+        cache_type: CacheType,
+        device: &Device,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
         let model = DecoderModel::load(&source(name), &DecoderOptions::default(), device)?;
         let cache = model.new_cache(24, BLOCK, cache_type)?;
         Ok(Self { model, cache })

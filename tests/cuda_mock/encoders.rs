@@ -70,7 +70,12 @@ fn difference(
 }
 
 fn agrees(name: &str, head: &Head, device: &Device) -> Outcome {
-    let difference = difference(&fixture(name), head, &batch(&[1, 7, 40, 3, 22], 250), device)?;
+    let difference = difference(
+        &fixture(name),
+        head,
+        &batch(&[1, 7, 40, 3, 22], 250),
+        device,
+    )?;
     println!("{name} {head:?}: largest difference {difference:.1e}");
     assert!(difference < TOLERANCE, "{name} {head:?}: {difference:e}");
     Ok(())
@@ -110,7 +115,11 @@ fn every_family_and_head_gives_on_the_device_what_it_gives_on_the_cpu() {
 }
 
 /// Waits of the host for the device while a batch runs.
-fn waits_of(model: &EncoderModel, batch: &PackedBatch, mock: &Mock) -> Result<usize, Box<dyn std::error::Error>> {
+fn waits_of(
+    model: &EncoderModel,
+    batch: &PackedBatch,
+    mock: &Mock,
+) -> Result<usize, Box<dyn std::error::Error>> {
     let before = mock.waits();
     model.forward(batch)?;
     Ok(mock.waits() - before)

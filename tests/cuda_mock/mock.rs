@@ -9,9 +9,9 @@ use std::process::Command;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use super::compiler::{self, Watch};
 use candle_core::Device;
 use ferry::device::Place;
-use super::compiler::{self, Watch};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 /// What a test gives back.

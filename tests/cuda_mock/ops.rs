@@ -9,11 +9,7 @@ use ferry::ops::{
 use super::mock::on_device;
 
 /// Types of activations, and how far a value of about 1 may be from the CPU's.
-const TYPES: [(DType, f32); 3] = [
-    (DType::F32, 1e-5),
-    (DType::F16, 4e-3),
-    (DType::BF16, 3e-2),
-];
+const TYPES: [(DType, f32); 3] = [(DType::F32, 1e-5), (DType::F16, 4e-3), (DType::BF16, 3e-2)];
 
 /// Numbers that look random and are the same every time.
 struct Random(u64);
@@ -51,7 +47,10 @@ fn close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {
     let (found, expected) = (values(found).expect(what), values(expected).expect(what));
     for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
         let allowed = tolerance * b.abs().max(1.0);
-        assert!((a - b).abs() <= allowed, "{what}: value {i} is {a}, not {b}");
+        assert!(
+            (a - b).abs() <= allowed,
+            "{what}: value {i} is {a}, not {b}"
+        );
     }
 }
 
@@ -101,7 +100,8 @@ fn embed_norm_agrees_with_and_without_tables() {
     let (word, position) = (random.tensor(&[50, 36]), random.tensor(&[20, 36]));
     let token_type = random.tensor(&[2, 36]);
     let [weight, bias] = [(); 2].map(|()| random.tensor(&[36]));
-    for (with_position, with_type, offset) in [(true, true, 2), (true, false, 0), (false, true, 0)] {
+    for (with_position, with_type, offset) in [(true, true, 2), (true, false, 0), (false, true, 0)]
+    {
         agrees("embed norm", |device, put| {
             let op = EmbedNorm {
                 word: WordTable::Dense(put(&word)?),
@@ -125,7 +125,10 @@ fn attention_agrees_for_heads_of_all_sizes() {
     let mut random = Random(3);
     for (heads, dim) in [(4, 8), (2, 32), (1, 64), (1, 96)] {
         let hidden = heads * dim;
-        let (qkv, bias) = (random.tensor(&[100, 3 * hidden]), random.tensor(&[3 * hidden]));
+        let (qkv, bias) = (
+            random.tensor(&[100, 3 * hidden]),
+            random.tensor(&[3 * hidden]),
+        );
         agrees("attention", |device, put| {
             let op = Attention {
                 heads,
@@ -231,7 +234,11 @@ fn shapes_that_do_not_agree_are_errors_before_anything_is_launched() {
         let here = Tensor::zeros(8, DType::F32, &Device::Cpu)?;
         let apart = ResidualNorm { bias: here, ..op }.apply(&zeros(&[3, 8])?, &zeros(&[3, 8])?);
         assert!(apart.is_err_and(|error| error.to_string().contains("on the device")));
-        assert!(GatedActivation(Activation::Silu).apply(&zeros(&[3, 7])?).is_err());
+        assert!(
+            GatedActivation(Activation::Silu)
+                .apply(&zeros(&[3, 7])?)
+                .is_err()
+        );
         assert_eq!(mock.launches_of_all(), launches + launches_of_the_cast);
         Ok(())
     });

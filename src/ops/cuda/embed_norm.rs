@@ -26,7 +26,8 @@ pub(in crate::ops) fn embed_norm(
     type_ids: List<'_>,
     cu_seqlens: List<'_>,
 ) -> Result<(CudaStorage, Shape)> {
-    let list = |(storage, layout), what| whole(storage, layout, what)?.expect_type(DType::U32, what);
+    let list =
+        |(storage, layout), what| whole(storage, layout, what)?.expect_type(DType::U32, what);
     let device = &tokens.0.device;
     let tokens = list(tokens, "tokens")?;
     let type_ids = list(type_ids, "type ids")?.expect_len(tokens.len, "type ids")?;

@@ -94,7 +94,10 @@ impl Staging {
         let turn = self.next;
         self.next = (turn + 1) % self.buffers.len();
         let slot = &mut self.buffers[turn];
-        if slot.as_ref().is_none_or(|buffer| buffer.values.len() < total) {
+        if slot
+            .as_ref()
+            .is_none_or(|buffer| buffer.values.len() < total)
+        {
             let context = device.cuda_stream().context().clone();
             if let Some(old) = slot.take() {
                 // Its memory must not go before its copy is done.

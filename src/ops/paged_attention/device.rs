@@ -148,7 +148,9 @@ impl Step<'_> {
         let angles = rope.map(|rope| self.rows.angles(rope, self.device));
         let angles = angles.transpose()?;
         let gain = |norm: &Option<RmsNorm>, what| {
-            let gain = norm.as_ref().map(|norm| weight(norm.weight(), head_dim, DType::F32, what));
+            let gain = norm
+                .as_ref()
+                .map(|norm| weight(norm.weight(), head_dim, DType::F32, what));
             gain.transpose()
         };
         let epsilon = |norm: &Option<RmsNorm>| norm.as_ref().map_or(0.0, RmsNorm::epsilon);
@@ -160,11 +162,7 @@ impl Step<'_> {
         let launch = Launch {
             file: "rope",
             kernel: ROPE_WRITE[0][self.types(qkv.dtype)?],
-            grid: [
-                self.tokens as u32,
-                all_heads.div_ceil(ROPE_HEADS) as u32,
-                1,
-            ],
+            grid: [self.tokens as u32, all_heads.div_ceil(ROPE_HEADS) as u32, 1],
             threads: ROPE_THREADS,
             shared_bytes: 0,
         };
@@ -181,7 +179,8 @@ impl Step<'_> {
             (heads as i32).into(),
             (kv_heads as i32).into(),
             (head_dim as i32).into(),
-            rope.map_or(0, |rope| (rope.rotary_dims() / 2) as i32).into(),
+            rope.map_or(0, |rope| (rope.rotary_dims() / 2) as i32)
+                .into(),
             i32::from(interleaved).into(),
             (self.block_size as i32).into(),
             epsilon(&self.op.q_norm).into(),
@@ -223,7 +222,11 @@ impl Step<'_> {
             ..
         } = *self.op;
         let spans = rows.longest.div_ceil(SPAN);
-        let parts = if spans > 1 { rows.count * heads * spans } else { 0 };
+        let parts = if spans > 1 {
+            rows.count * heads * spans
+        } else {
+            0
+        };
         let between = |values: usize| {
             let shape = Shape::from(parts * values);
             let made = (parts > 0).then(|| output(self.device, &shape, DType::F32));
@@ -427,7 +430,11 @@ impl DeviceRows {
         let singles = (!singles.is_empty()).then(|| Singles {
             count: singles.len(),
             longest: singles.iter().map(context).max().unwrap_or(0),
-            tokens: list.add(singles.iter().map(|(row, token)| (row.first_token + token) as u32)),
+            tokens: list.add(
+                singles
+                    .iter()
+                    .map(|(row, token)| (row.first_token + token) as u32),
+            ),
             contexts: list.add(singles.iter().map(|single| context(single) as u32)),
             tables: list.add_tables(singles.iter().map(|(row, _)| row), table_stride),
         });
@@ -495,7 +502,11 @@ impl DeviceRows {
         let launch = Launch {
             file: "rope",
             kernel: "ferry_rope_angles",
-            grid: [(self.tokens * pairs).div_ceil(ROPE_THREADS as usize) as u32, 1, 1],
+            grid: [
+                (self.tokens * pairs).div_ceil(ROPE_THREADS as usize) as u32,
+                1,
+                1,
+            ],
             threads: ROPE_THREADS,
             shared_bytes: 0,
         };

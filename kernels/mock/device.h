@@ -123,7 +123,7 @@ size_t ferry_mock_live_allocations();
 size_t ferry_mock_live_bytes();
 // Launches of the kernel so far; of all kernels if null.
 size_t ferry_mock_launches(const char* kernel);
-// Host waits (synchronizing calls and copies) so far.
+// Calls so far in which the host waited for work that was not done yet.
 size_t ferry_mock_waits();
 // All faults since the last call, one a line; the text stays valid until the next call.
 const char* ferry_mock_take_faults();

@@ -122,7 +122,7 @@ int may_synchronize(void* handle, const char* what) {
     if (sticky) return sticky;
     Stream* stream = stream_of(handle);
     if (stream && stream->capture) return fault(STREAM_CAPTURE_UNSUPPORTED, "%s while the stream is being captured", what);
-    waits++;
+    if (stream && stream->done < stream->queued) waits++;
     return SUCCESS;
 }
 
@@ -186,7 +186,11 @@ int cuStreamSynchronize(void* stream) {
 
 int cuCtxSynchronize() {
     HELD;
-    waits++;
+    for (Stream* stream : streams)
+        if (stream->done < stream->queued) {
+            waits++;
+            break;
+        }
     return sticky ? sticky : drain_all();
 }
 
@@ -228,10 +232,10 @@ int cuStreamWaitEvent(void* handle, void* event, unsigned) {
 
 int cuEventSynchronize(void* event) {
     HELD;
-    waits++;
     if (sticky) return sticky;
     auto known = static_cast<Event*>(event);
     if (!events.count(known)) return fault(INVALID_HANDLE, "a wait for an event that does not exist");
+    if (known->stream && known->stream->done < known->count) waits++;
     return known->stream ? drain(known->stream, known->count) : SUCCESS;
 }
 

@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use cudarc::driver::{LaunchConfig, PushKernelArg};
-use ferry::device::Place;
+use cudarc::nvrtc::Ptx;
+use ferry::device::{DeviceFailure, Place, classify};
+use ferry::ops::{free_memory, upload};
 
 use super::mock::{Mock, Outcome, on_device};
 
@@ -111,10 +113,101 @@ fn a_count_in_the_place_of_an_address_is_seen() {
         let tensor = Tensor::zeros(8, DType::F32, device)?;
         copy(device, 8, 8, address(&tensor))
     });
+    assert!(faults.is_empty() || faults.contains("0x8"), "{faults}");
+}
+
+/// Launches Ferry's `ferry_rms_norm_f32` over 3 rows of 40 with these arguments.
+fn rms_norm(device: &Device, arguments: [u64; 3], n: i32, epsilon: f32) -> Outcome {
+    let cuda = device.as_cuda_device()?;
+    let stream = cuda.cuda_stream();
+    let fatbin = ferry::ops::kernels::fatbin("rms_norm").expect("the kernel's file");
+    let module = stream
+        .context()
+        .load_module(Ptx::from_binary(fatbin.to_vec()))?;
+    let kernel = module.load_function("ferry_rms_norm_f32")?;
+    let [y, x, weight] = arguments;
+    let mut launch = stream.launch_builder(&kernel);
+    launch.arg(&y).arg(&x).arg(&weight).arg(&n).arg(&epsilon);
+    let shape = LaunchConfig {
+        grid_dim: (3, 1, 1),
+        block_dim: (256, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    // SAFETY: there is no device that could be harmed.
+    unsafe { launch.launch(shape) }?;
+    stream.synchronize()?;
+    Ok(())
+}
+
+#[test]
+fn swapped_arguments_of_a_kernel_of_ferrys_are_seen() {
+    on_device(|device, _| {
+        let (x, y) = (
+            Tensor::zeros((3, 40), DType::F32, device)?,
+            Tensor::zeros((3, 40), DType::F32, device)?,
+        );
+        let weight = Tensor::zeros(40, DType::F32, device)?;
+        rms_norm(device, [&y, &x, &weight].map(address), 40, 1e-5)
+    });
+    // Weight and matrix change places: the weight is too short for what is read as the matrix.
+    let faults = fault_of(|device, _| {
+        let (x, y) = (
+            Tensor::zeros((3, 40), DType::F32, device)?,
+            Tensor::zeros((3, 40), DType::F32, device)?,
+        );
+        let weight = Tensor::zeros(40, DType::F32, device)?;
+        rms_norm(device, [&y, &weight, &x].map(address), 40, 1e-5)
+    });
     assert!(
-        faults.is_empty() || faults.contains("a pointer"),
+        faults.is_empty() || faults.contains("ferry_rms_norm_f32 touched"),
         "{faults}"
     );
+    // A number where an address belongs.
+    let faults = fault_of(|device, _| {
+        let y = Tensor::zeros((3, 40), DType::F32, device)?;
+        rms_norm(device, [address(&y), 40, address(&y)], 40, 1e-5)
+    });
+    assert!(
+        faults.is_empty() || faults.contains("argument 1, a pointer"),
+        "{faults}"
+    );
+}
+
+#[test]
+fn pinned_memory_that_is_written_to_before_its_copy_is_done_spoils_the_copy() {
+    on_device(|device, _| {
+        let stream = device.as_cuda_device()?.cuda_stream();
+        // SAFETY: u32 has no invalid values.
+        let mut pinned = unsafe { stream.context().alloc_pinned::<u32>(4)? };
+        pinned.as_mut_slice()?.copy_from_slice(&[1, 2, 3, 4]);
+        let mut memory = stream.alloc_zeros::<u32>(4)?;
+        stream.memcpy_htod(&pinned, &mut memory)?;
+        // cudarc does not know of the copy where it keeps no events: nothing is waited for here.
+        pinned.as_mut_slice()?[0] = 9;
+        assert_eq!(
+            stream.clone_dtoh(&memory)?,
+            [9, 2, 3, 4],
+            "a mock that copies at once hides this"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn lists_from_staging_memory_arrive_whatever_comes_after_them() {
+    on_device(|device, _| {
+        let mut uploaded = Vec::new();
+        for batch in 0..7_u32 {
+            let list: Vec<u32> = (0..100 + batch).map(|i| i * 7 + batch).collect();
+            let [ids, ends] = upload(device, [&list, &[batch, 1000]])?;
+            uploaded.push((list, ids, ends));
+        }
+        for (batch, (list, ids, ends)) in uploaded.iter().enumerate() {
+            assert_eq!(ids.to_vec1::<u32>()?, *list);
+            assert_eq!(ends.to_vec1::<u32>()?, [batch as u32, 1000]);
+        }
+        Ok(())
+    });
 }
 
 #[test]
@@ -123,12 +216,13 @@ fn no_room_is_an_error_that_says_so_and_the_device_lives() {
         mock.fail_allocation(1);
         let refused = Tensor::zeros(8, DType::F32, device).expect_err("no room");
         assert!(refused.to_string().contains("OUT_OF_MEMORY"), "{refused}");
-        let again = Tensor::ones(8, DType::U32, device);
-        let _ = again;
         assert_eq!(
             Tensor::zeros(2, DType::F32, device)?.to_vec1::<f32>()?,
             [0.0; 2]
         );
+        let free = free_memory(device)?.expect("a device's memory");
+        let too_much = Tensor::zeros(free, DType::F32, device);
+        assert!(too_much.is_err_and(|error| classify(&error) == DeviceFailure::OutOfMemory));
         Ok(())
     });
 }

@@ -2,6 +2,7 @@
 //! that runs Ferry's own kernels as the host's emulation does. See docs/cuda-mock.md.
 #![cfg(feature = "cuda")]
 
+#[allow(dead_code, reason = "whole models run unwatched")]
 #[path = "../kernels/compiler.rs"]
 mod compiler;
 mod decoders;

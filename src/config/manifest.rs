@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::warmup::{CanaryConfig, CanaryInput, WarmupConfig, WarmupPrompt, WarmupShape};
 use super::{
-    CacheConfig, ConfigError, GenerateConfig, Quantize, RolloutConfig, ShareConfig, VersionsConfig,
+    CacheConfig, ConfigError, DriftConfig, GenerateConfig, Quantize, RolloutConfig, ShareConfig, VersionsConfig,
     Violation, read_checked, rollout,
 };
 
@@ -133,6 +133,9 @@ pub struct ModelManifest {
     /// What runs before a version is ready.
     #[serde(default)]
     pub warmup: WarmupConfig,
+    /// Whether its rows are compared with what is usual for it.
+    #[serde(default)]
+    pub drift: DriftConfig,
 }
 
 /// Where weights come from, for `ferry fetch`.
@@ -267,6 +270,7 @@ impl ModelManifest {
             shadow: ShareConfig::default(),
             rollout: RolloutConfig::default(),
             warmup: WarmupConfig::default(),
+            drift: DriftConfig::default(),
         }
     }
 
@@ -312,6 +316,7 @@ impl ModelManifest {
         rollout::validate(&self.versions, &self.canary, &self.shadow, &self.rollout)?;
         self.cache.validate()?;
         self.warmup.validate(self.task)?;
+        self.drift.validate()?;
         Violation::unless(
             self.task != Task::Generate || self.resources.instances == 1,
             "resources.instances",

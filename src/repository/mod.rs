@@ -4,6 +4,7 @@
 //! lock and a load beside it is never waited for.
 
 mod discover;
+mod drift;
 mod folder;
 mod lease;
 mod leaving;
@@ -22,6 +23,7 @@ mod table;
 mod verdict;
 
 pub use discover::{FoundModel, find_models};
+pub use drift::DriftWatch;
 pub use folder::follow_folder;
 pub use load::{
     CanaryDone, CanaryUse, LoadError, LoadSettings, LoadStage, LoadTimes, PreparedPlace,

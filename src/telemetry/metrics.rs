@@ -5,15 +5,20 @@ use std::sync::Arc;
 use prometheus::{
     Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
+    linear_buckets,
 };
 
 use super::{
     cache::{CacheFamilies, CacheMetrics},
     callers::{CallerFamilies, CallerMetrics},
+    drift::{DriftFamilies, DriftMetrics},
     generation::{GenerationFamilies, GenerationMetrics},
     jobs::JobsMetrics,
     operators::{OperatorFamilies, OperatorMetrics},
+    trace_metrics::{RequestLogMetrics, TraceMetrics},
+    usage::{ModelUsage, UsageFamilies},
 };
+use crate::config::MetricsConfig;
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +66,7 @@ impl Outcome {
 /// Every metric of the process.
 #[derive(Debug, Clone)]
 pub struct Metrics {
+    config: MetricsConfig,
     registry: Registry,
     families: Arc<Families>,
 }
@@ -89,6 +95,15 @@ struct Families {
     operators: OperatorFamilies,
     cache: CacheFamilies,
     jobs: JobsMetrics,
+    traces: TraceMetrics,
+    request_log: RequestLogMetrics,
+    drift: DriftFamilies,
+    errors: IntCounterVec,
+    postprocess: HistogramVec,
+    batch_fill: HistogramVec,
+    padding_avoided: IntCounterVec,
+    run_time_ratio: HistogramVec,
+    usage: Arc<UsageFamilies>,
 }
 
 /// Names for why a batch left; the values of the label `reason`.
@@ -160,12 +175,55 @@ pub struct ModelMetrics {
     pub waiting_rows: IntGauge,
     /// Batches that failed and were run again row by row.
     pub isolated_batches: IntCounter,
+    /// Seconds from a request's last output to its answer as a message.
+    pub postprocess: Histogram,
+    /// How full a batch is: its rows, or its tokens, as a share of what it may have, whichever is more.
+    pub batch_fill: Histogram,
+    /// Tokens that batches padded to their longest row would have had beside.
+    pub padding_avoided: IntCounter,
+    /// Time a batch ran, over what was predicted.
+    pub run_time_ratio: Histogram,
+    /// Who used it for how much.
+    pub usage: Arc<ModelUsage>,
+    errors: ErrorCounters,
+}
+
+/// Requests that failed, by code. Failures are rare enough to look their counter up.
+#[derive(Debug, Clone)]
+struct ErrorCounters {
+    family: IntCounterVec,
+    model: Arc<str>,
+    version: Arc<str>,
 }
 
 impl ModelMetrics {
     /// Counts a request that ended so.
     pub fn count_request(&self, outcome: Outcome) {
         self.requests[outcome as usize].inc();
+    }
+
+    /// Requests that ended so.
+    pub fn requests(&self, outcome: Outcome) -> u64 {
+        self.requests[outcome as usize].get()
+    }
+
+    /// Counts a request that failed with the gRPC code of this name.
+    pub fn count_error(&self, code: &str) {
+        let errors = &self.errors;
+        errors
+            .family
+            .with_label_values(&[&*errors.model, &*errors.version, code])
+            .inc();
+    }
+
+    /// Notes how well a batch of `rows` rows, the longest of `longest` tokens, filled its room.
+    pub fn observe_fill(&self, rows: usize, tokens: usize, longest: usize, room: (usize, usize)) {
+        let share = |found: usize, most: usize| found as f64 / most.max(1) as f64;
+        let fill = share(rows, room.0).max(share(tokens, room.1));
+        self.batch_fill.observe(fill);
+        let padded = rows * longest;
+        self.padding_avoided
+            .inc_by(padded.saturating_sub(tokens) as u64);
     }
 }
 
@@ -175,8 +233,16 @@ impl Metrics {
     /// # Panics
     /// Never: the names are constants, checked by a test.
     pub fn new() -> Self {
+        Self::with(&MetricsConfig::default())
+    }
+
+    /// Registers every metric; `config` says how usage is told apart.
+    ///
+    /// # Panics
+    /// Never: the names are constants, checked by a test.
+    pub fn with(config: &MetricsConfig) -> Self {
         let registry = Registry::new();
-        let families = Families::register(&registry).expect("constant, distinct metric names");
+        let families = Families::register(&registry, config).expect("constant, distinct metric names");
         #[cfg(target_os = "linux")]
         registry
             .register(Box::new(
@@ -184,9 +250,15 @@ impl Metrics {
             ))
             .expect("constant, distinct metric names");
         Self {
+            config: config.clone(),
             registry,
             families: Arc::new(families),
         }
+    }
+
+    /// How usage is told apart, and what names there are beside.
+    pub fn config(&self) -> &MetricsConfig {
+        &self.config
     }
 
     /// The handles of one model version.
@@ -214,6 +286,16 @@ impl Metrics {
             tokenize: families.tokenize.with_label_values(labels),
             waiting_rows: families.waiting_rows.with_label_values(labels),
             isolated_batches: families.isolated_batches.with_label_values(labels),
+            postprocess: families.postprocess.with_label_values(labels),
+            batch_fill: families.batch_fill.with_label_values(labels),
+            padding_avoided: families.padding_avoided.with_label_values(labels),
+            run_time_ratio: families.run_time_ratio.with_label_values(labels),
+            usage: Arc::new(families.usage.model(model, version)),
+            errors: ErrorCounters {
+                family: families.errors.clone(),
+                model: Arc::from(model),
+                version: Arc::from(version),
+            },
         }
     }
 
@@ -260,6 +342,21 @@ impl Metrics {
         self.families.jobs.clone()
     }
 
+    /// The handles of the request log.
+    pub fn request_log(&self) -> RequestLogMetrics {
+        self.families.request_log.clone()
+    }
+
+    /// The further handles of a model version whose answers are compared with a baseline.
+    pub fn drift(&self, model: &str, version: &str) -> DriftMetrics {
+        self.families.drift.model(model, version)
+    }
+
+    /// The handles of the traces.
+    pub fn traces(&self) -> TraceMetrics {
+        self.families.traces.clone()
+    }
+
     /// Counts a request that ended before it found a model.
     pub fn count_unrouted(&self, outcome: Outcome) {
         self.families
@@ -285,7 +382,7 @@ impl Default for Metrics {
 }
 
 impl Families {
-    fn register(registry: &Registry) -> prometheus::Result<Self> {
+    fn register(registry: &Registry, config: &MetricsConfig) -> prometheus::Result<Self> {
         let model = &["model", "version"];
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let family = IntCounterVec::new(Opts::new(name, help), labels)?;
@@ -377,6 +474,35 @@ impl Families {
             operators: OperatorFamilies::register(registry)?,
             cache: CacheFamilies::register(registry)?,
             jobs: JobsMetrics::register(registry)?,
+            traces: TraceMetrics::register(registry)?,
+            request_log: RequestLogMetrics::register(registry)?,
+            drift: DriftFamilies::register(registry)?,
+            errors: counter(
+                "ferry_errors_total",
+                "Requests that failed, by the gRPC code that they failed with.",
+                &["model", "version", "code"],
+            )?,
+            postprocess: histogram(
+                "ferry_postprocess_seconds",
+                "Time from a request's last output to its answer as a message.",
+                exponential_buckets(1e-5, 2.0, 20)?,
+            )?,
+            batch_fill: histogram(
+                "ferry_batch_fill_ratio",
+                "How full a batch is: its rows, or its tokens, as a share of what it may have.",
+                linear_buckets(0.1, 0.1, 10)?,
+            )?,
+            padding_avoided: counter(
+                "ferry_padding_avoided_tokens_total",
+                "Tokens that batches padded to their longest row would have had beside.",
+                model,
+            )?,
+            run_time_ratio: histogram(
+                "ferry_run_time_ratio",
+                "Time a batch ran, over what was predicted.",
+                vec![0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0],
+            )?,
+            usage: Arc::new(UsageFamilies::register(registry, config)?),
         })
     }
 }

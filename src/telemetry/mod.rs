@@ -1,17 +1,22 @@
-//! What the server tells about itself: metrics, statistics, logs.
+//! What the server tells about itself: metrics, statistics, logs, traces.
 //!
 //! Handles are resolved once, when a model is loaded; recording is a few atomic additions.
 
 pub mod logs;
+pub mod request_log;
+pub mod traces;
 
 mod cache;
 mod callers;
+mod drift;
 mod generation;
 mod jobs;
 mod metrics;
 mod operators;
 mod statistics;
+mod trace_metrics;
 mod traffic;
+mod usage;
 
 pub use cache::CacheMetrics;
 pub use callers::CallerMetrics;
@@ -20,4 +25,7 @@ pub use jobs::JobsMetrics;
 pub use metrics::{FlushCounters, Metrics, ModelMetrics, Outcome, TrialMetrics};
 pub use operators::OperatorMetrics;
 pub use statistics::{BatchTimes, ModelStatistics, RequestTimes, Snapshot, StatDuration};
+pub use drift::DriftMetrics;
+pub use trace_metrics::{RequestLogMetrics, TraceMetrics};
 pub use traffic::{Traffic, TrafficReading};
+pub use usage::{ModelUsage, Used};

@@ -96,6 +96,7 @@ fn departure() -> Departure {
         deadline: None,
         priority: Priority::NORMAL,
         tenant: Arc::from(""),
+        trace: None,
     }
 }
 

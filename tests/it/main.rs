@@ -34,6 +34,7 @@ mod response_cache;
 mod response_cache_rows;
 mod security;
 mod support;
+mod traces;
 mod typed;
 mod versions;
 mod warm;

@@ -39,6 +39,8 @@ pub(super) struct Runner {
     metrics: ModelMetrics,
     generation_metrics: GenerationMetrics,
     statistics: Arc<ModelStatistics>,
+    /// Rows and tokens of a step, at most.
+    room: (usize, usize),
 }
 
 /// What a row of a step came to.
@@ -62,6 +64,10 @@ impl Runner {
             metrics: options.metrics,
             generation_metrics: options.generation_metrics,
             statistics: options.statistics,
+            room: (
+                options.scheduler.max_running,
+                options.scheduler.max_step_tokens,
+            ),
         }
     }
 
@@ -221,6 +227,11 @@ impl Runner {
 
     fn run_step(&mut self, step: &Step) {
         let started = Instant::now();
+        for row in &step.rows {
+            if let Some(active) = self.sequences.get(&row.id) {
+                active.events.note_started(started);
+            }
+        }
         let batch = self.pack(&step.rows);
         let packed_at = Instant::now();
         let output = self.forward(&batch);
@@ -410,6 +421,8 @@ impl Runner {
         metrics.tokens.inc_by(batch.tokens.len() as u64);
         metrics.batch_rows.observe(rows as f64);
         metrics.batch_tokens.observe(batch.tokens.len() as f64);
+        let longest = batch.rows.iter().map(|row| row.tokens).max().unwrap_or(0);
+        metrics.observe_fill(rows, batch.tokens.len(), longest as usize, self.room);
         metrics.execute.observe(execute.as_secs_f64());
         self.statistics.record_batch(
             rows,

@@ -67,7 +67,9 @@ impl Engine {
         let (done, reports) = unbounded();
         for instance in 0..instances {
             let executor = Executor {
+                name: Arc::from(options.name.as_str()),
                 forward: Arc::clone(forward),
+                room: (options.policy.max_rows, options.policy.max_tokens),
                 batches: dock.clone(),
                 done: done.clone(),
                 metrics: options.metrics.clone(),
@@ -117,7 +119,7 @@ impl Engine {
             .map_err(|waiting| self.full(waiting))?;
 
         let first = self.next_id.fetch_add(count as u64, Relaxed);
-        let (rows, mut answers) = Answers::channel(rows);
+        let (rows, mut answers) = Answers::channel(rows, departure.trace.as_ref());
         let rows = rows
             .into_iter()
             .zip(ids(first, count))

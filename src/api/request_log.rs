@@ -193,7 +193,8 @@ impl Copied {
         }
         let text = &mut texts[index];
         text.text.push_str(&piece.text);
-        text.tokens.extend(piece.tokens.iter().map(|token| token.id));
+        text.tokens
+            .extend(piece.tokens.iter().map(|token| token.id));
         if let Some(finish) = &piece.finish {
             text.stopped = finish.ending.is_stop();
             let least = line.confidence.unwrap_or(f32::INFINITY);

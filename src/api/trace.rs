@@ -16,13 +16,19 @@ use crate::telemetry::traces::{Tracer, scope};
 /// The calls that are traced: those that run a model.
 const TRACED: [(&str, &str); 14] = [
     ("/ferry.v1.Inference/Embed", "ferry.v1.Inference/Embed"),
-    ("/ferry.v1.Inference/Classify", "ferry.v1.Inference/Classify"),
+    (
+        "/ferry.v1.Inference/Classify",
+        "ferry.v1.Inference/Classify",
+    ),
     ("/ferry.v1.Inference/Rerank", "ferry.v1.Inference/Rerank"),
     (
         "/ferry.v1.Inference/ClassifyTokens",
         "ferry.v1.Inference/ClassifyTokens",
     ),
-    ("/ferry.v1.Inference/Generate", "ferry.v1.Inference/Generate"),
+    (
+        "/ferry.v1.Inference/Generate",
+        "ferry.v1.Inference/Generate",
+    ),
     ("/ferry.v1.Inference/Chat", "ferry.v1.Inference/Chat"),
     ("/ferry.v1.Inference/Stream", "ferry.v1.Inference/Stream"),
     (
@@ -44,7 +50,10 @@ const TRACED: [(&str, &str); 14] = [
 /// Traces a request that is to be traced, until the last byte of its answer has been handed over.
 pub async fn trace_request(State(tracer): State<Tracer>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let path = path.strip_prefix("/v2").filter(|path| *path == "/rerank").unwrap_or(path);
+    let path = path
+        .strip_prefix("/v2")
+        .filter(|path| *path == "/rerank")
+        .unwrap_or(path);
     let name = TRACED.iter().find(|(traced, _)| *traced == path);
     let begun = match name {
         Some((_, name)) if request.method() == Method::POST => {

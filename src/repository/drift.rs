@@ -12,8 +12,10 @@ use std::{
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
+use super::Repository;
 use crate::{
     config::{Activation, DriftConfig, Task},
+    error::RequestError,
     models::RowOutput,
     quality::{
         self,
@@ -80,7 +82,11 @@ impl DriftWatch {
     /// no thread to be had.
     pub(super) fn start(watched: Watched<'_>) -> io::Result<Self> {
         let (model, version) = watched.folders;
-        let named = watched.config.baseline.as_ref().map(|file| model.join(file));
+        let named = watched
+            .config
+            .baseline
+            .as_ref()
+            .map(|file| model.join(file));
         let path = named.clone().unwrap_or_else(|| version.join(FILE));
         let baseline = if named.is_some() || path.exists() {
             Some(read_baseline(&path)?)
@@ -183,6 +189,38 @@ impl DriftWatch {
     }
 }
 
+impl Repository {
+    /// Makes what a version (`None`: the stable one) was asked and has said what is usual for it;
+    /// returns the version and the rows of it.
+    ///
+    /// # Errors
+    /// [`RequestError::Refused`] where no drift is looked for, or too little was seen; or that there is
+    /// no such version.
+    pub fn record_baseline(
+        &self,
+        name: &str,
+        version: Option<u64>,
+    ) -> Result<(u64, u64), RequestError> {
+        let version = version.map_or_else(String::new, |version| version.to_string());
+        let model = self.find(name, &version, None)?;
+        let refused = |what: String| RequestError::Refused { what };
+        let drift = model.drift.as_ref().ok_or_else(|| {
+            refused(format!(
+                "no drift is looked for in model '{name}'; set drift.enabled in its manifest"
+            ))
+        })?;
+        let rows = drift.rebase().ok_or_else(|| {
+            let needed = model.manifest.drift.window_rows;
+            refused(format!(
+                "too little was seen of version {} of model '{name}' for a baseline: {needed} rows \
+                 are needed",
+                model.version
+            ))
+        })?;
+        Ok((model.number(), rows))
+    }
+}
+
 struct Looker {
     model: String,
     task: Task,
@@ -220,7 +258,11 @@ impl Looker {
             Windowed::Learnt => {
                 let baseline = watch.baseline().cloned().unwrap_or_default();
                 drop(watch);
-                tracing::info!(model = self.model, rows = baseline.rows, "drift: baseline learnt");
+                tracing::info!(
+                    model = self.model,
+                    rows = baseline.rows,
+                    "drift: baseline learnt"
+                );
                 keep(self.file.as_deref(), &baseline);
             }
             Windowed::Full(readings) => {
@@ -320,7 +362,9 @@ fn read_baseline(path: &Path) -> io::Result<Profile> {
     };
     let bytes = fs::metadata(path).map_err(|error| wrong(&error))?.len();
     if bytes > MAX_FILE_BYTES {
-        return Err(wrong(&format_args!("{bytes} bytes; at most {MAX_FILE_BYTES}")));
+        return Err(wrong(&format_args!(
+            "{bytes} bytes; at most {MAX_FILE_BYTES}"
+        )));
     }
     let text = fs::read_to_string(path).map_err(|error| wrong(&error))?;
     serde_json::from_str(&text).map_err(|error| wrong(&error))

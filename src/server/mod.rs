@@ -124,17 +124,14 @@ impl Server {
         let certificates = Certificates::read(&config.tls)?;
         let names = names_to_serve(&config, &repository)?;
         let pool = CpuPool::start(config.text.thread_count(), config.text.max_waiting_bytes)?;
-        let request_log = RequestLog::start(&config.request_log, metrics.request_log()).map_err(
-            |source| StartError::RequestLog {
-                file: config.request_log.file.clone(),
-                source,
-            },
-        )?;
-        let admission = Admission::new(
-            Arc::clone(&repository),
-            pool,
-            config.limits.clone(),
-        );
+        let request_log =
+            RequestLog::start(&config.request_log, metrics.request_log()).map_err(|source| {
+                StartError::RequestLog {
+                    file: config.request_log.file.clone(),
+                    source,
+                }
+            })?;
+        let admission = Admission::new(Arc::clone(&repository), pool, config.limits.clone());
         let admission = Arc::new(admission.with_request_log(request_log));
         let started = Arc::new(watch::Sender::new(false));
         let (closing, is_closing) = watch::channel(false);

@@ -242,7 +242,8 @@ impl Metrics {
     /// Never: the names are constants, checked by a test.
     pub fn with(config: &MetricsConfig) -> Self {
         let registry = Registry::new();
-        let families = Families::register(&registry, config).expect("constant, distinct metric names");
+        let families =
+            Families::register(&registry, config).expect("constant, distinct metric names");
         #[cfg(target_os = "linux")]
         registry
             .register(Box::new(
@@ -500,7 +501,9 @@ impl Families {
             run_time_ratio: histogram(
                 "ferry_run_time_ratio",
                 "Time a batch ran, over what was predicted.",
-                vec![0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0],
+                vec![
+                    0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0,
+                ],
             )?,
             usage: Arc::new(UsageFamilies::register(registry, config)?),
         })

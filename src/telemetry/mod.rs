@@ -20,12 +20,12 @@ mod usage;
 
 pub use cache::CacheMetrics;
 pub use callers::CallerMetrics;
+pub use drift::DriftMetrics;
 pub use generation::GenerationMetrics;
 pub use jobs::JobsMetrics;
 pub use metrics::{FlushCounters, Metrics, ModelMetrics, Outcome, TrialMetrics};
 pub use operators::OperatorMetrics;
 pub use statistics::{BatchTimes, ModelStatistics, RequestTimes, Snapshot, StatDuration};
-pub use drift::DriftMetrics;
 pub use trace_metrics::{RequestLogMetrics, TraceMetrics};
 pub use traffic::{Traffic, TrafficReading};
 pub use usage::{ModelUsage, Used};

@@ -52,7 +52,10 @@ impl UsageFamilies {
         };
         Ok(Self {
             requests: family("ferry_usage_requests_total", "Requests, by who sent them.")?,
-            rows: family("ferry_usage_rows_total", "Rows answered, by whose they were.")?,
+            rows: family(
+                "ferry_usage_rows_total",
+                "Rows answered, by whose they were.",
+            )?,
             input_tokens: family(
                 "ferry_usage_input_tokens_total",
                 "Tokens read, by whose request.",

@@ -26,6 +26,7 @@ mod golden;
 mod jobs;
 mod llama_cpp;
 mod malformed;
+mod observed;
 mod open_inference;
 mod openai;
 mod quantize;

@@ -8,7 +8,9 @@ use std::{
 
 use ferry::{
     api::proto::{
-        ferry::v1::{EmbedRequest, GenerateRequest, GenerationOptions, StreamRequest, stream_request},
+        ferry::v1::{
+            EmbedRequest, GenerateRequest, GenerationOptions, StreamRequest, stream_request,
+        },
         inference as pb,
     },
     config::{ServerConfig, traces::TraceProtocol},
@@ -96,7 +98,8 @@ impl Received {
 async fn serve(names: &[&str], endpoint: &str, change: impl FnOnce(&mut ServerConfig)) -> Running {
     Running::serving(models_of(names), |config| {
         config.traces.endpoint = endpoint.to_owned();
-        config.traces.attributes = [("deployment.environment".to_owned(), "test".to_owned())].into();
+        config.traces.attributes =
+            [("deployment.environment".to_owned(), "test".to_owned())].into();
         change(config);
     })
     .await
@@ -166,7 +169,14 @@ async fn a_request_is_seen_from_its_callers_span_to_its_reply() {
     assert_eq!(attribute(root, "ferry.model"), model);
     assert_eq!(attribute(root, "ferry.rows"), Some(Value::IntValue(2)));
 
-    let stages = ["admission", "tokenize", "queue", "execute", "postprocess", "reply"];
+    let stages = [
+        "admission",
+        "tokenize",
+        "queue",
+        "execute",
+        "postprocess",
+        "reply",
+    ];
     for stage in stages {
         let span = named(&spans, stage);
         assert_eq!(span.trace_id, root.trace_id, "{stage}");
@@ -176,8 +186,8 @@ async fn a_request_is_seen_from_its_callers_span_to_its_reply() {
     let sum: u64 = stages.iter().map(|name| length(named(&spans, name))).sum();
     let whole = length(root);
     assert!(sum <= whole, "{sum} of {whole} ns");
-    let gap = named(&spans, "queue").start_time_unix_nano
-        - named(&spans, "tokenize").end_time_unix_nano;
+    let gap =
+        named(&spans, "queue").start_time_unix_nano - named(&spans, "tokenize").end_time_unix_nano;
     assert_eq!(sum + gap, whole);
 }
 
@@ -194,14 +204,28 @@ async fn a_batch_has_a_span_of_its_own_that_is_linked_to_its_rows() {
     let execute = named(&spans, "execute");
     assert_ne!(batch.trace_id, root.trace_id);
     assert!(batch.parent_span_id.is_empty());
-    assert_eq!(attribute(batch, "ferry.batch.rows"), Some(Value::IntValue(2)));
+    assert_eq!(
+        attribute(batch, "ferry.batch.rows"),
+        Some(Value::IntValue(2))
+    );
     assert_eq!(batch.links.len(), 2);
     for link in &batch.links {
-        assert_eq!((&link.trace_id, &link.span_id), (&root.trace_id, &root.span_id));
+        assert_eq!(
+            (&link.trace_id, &link.span_id),
+            (&root.trace_id, &root.span_id)
+        );
     }
     let link = &execute.links[0];
-    assert_eq!((&link.trace_id, &link.span_id), (&batch.trace_id, &batch.span_id));
-    assert!(batch.start_time_unix_nano.abs_diff(execute.start_time_unix_nano) < 1_000_000);
+    assert_eq!(
+        (&link.trace_id, &link.span_id),
+        (&batch.trace_id, &batch.span_id)
+    );
+    assert!(
+        batch
+            .start_time_unix_nano
+            .abs_diff(execute.start_time_unix_nano)
+            < 1_000_000
+    );
 }
 
 #[tokio::test]
@@ -217,9 +241,11 @@ async fn a_generation_shows_prefill_and_decode_with_few_token_events() {
     })
     .await;
     let request = GenerateRequest {
-        prompt: Some(ferry::api::proto::ferry::v1::generate_request::Prompt::Text(
-            "once upon a time".to_owned(),
-        )),
+        prompt: Some(
+            ferry::api::proto::ferry::v1::generate_request::Prompt::Text(
+                "once upon a time".to_owned(),
+            ),
+        ),
         options: Some(GenerationOptions {
             max_tokens: Some(40),
             ignore_eos: true,
@@ -227,7 +253,11 @@ async fn a_generation_shows_prefill_and_decode_with_few_token_events() {
         }),
         ..GenerateRequest::default()
     };
-    let answer = running.typed().generate(from_caller(request)).await.unwrap();
+    let answer = running
+        .typed()
+        .generate(from_caller(request))
+        .await
+        .unwrap();
     let mut pieces = answer.into_inner();
     while pieces.message().await.unwrap().is_some() {}
     drop(pieces);
@@ -237,12 +267,23 @@ async fn a_generation_shows_prefill_and_decode_with_few_token_events() {
     assert_eq!(hex(&root.trace_id), CALLERS_TRACE);
     let tokens = attribute(root, "gen_ai.usage.output_tokens");
     assert_eq!(tokens, Some(Value::IntValue(40)));
-    for stage in ["admission", "tokenize", "queue", "prefill", "decode", "reply"] {
+    for stage in [
+        "admission",
+        "tokenize",
+        "queue",
+        "prefill",
+        "decode",
+        "reply",
+    ] {
         assert_eq!(named(&spans, stage).parent_span_id, root.span_id, "{stage}");
     }
     let (prefill, decode) = (named(&spans, "prefill"), named(&spans, "decode"));
     assert_eq!(prefill.end_time_unix_nano, decode.start_time_unix_nano);
-    assert!((4..=8).contains(&decode.events.len()), "{}", decode.events.len());
+    assert!(
+        (4..=8).contains(&decode.events.len()),
+        "{}",
+        decode.events.len()
+    );
     assert_eq!(decode.events.len() as u32 + decode.dropped_events_count, 40);
 }
 
@@ -264,7 +305,13 @@ async fn each_request_of_a_stream_has_its_own_span_within_the_streams() {
     let parts = spans.iter().filter(|span| span.name.ends_with("request"));
     let parents: Vec<_> = parts.map(|span| &span.parent_span_id).collect();
     assert_eq!(parents, [&stream.span_id, &stream.span_id]);
-    assert_eq!(names(&spans).iter().filter(|&&name| name == "execute").count(), 2);
+    assert_eq!(
+        names(&spans)
+            .iter()
+            .filter(|&&name| name == "execute")
+            .count(),
+        2
+    );
 }
 
 #[tokio::test]
@@ -281,7 +328,11 @@ async fn a_failed_request_says_why_in_its_span() {
     )
     .await;
     assert_eq!(answer.status, 400);
-    assert!(answer.head.contains(&format!("traceparent: 00-{CALLERS_TRACE}-")));
+    assert!(
+        answer
+            .head
+            .contains(&format!("traceparent: 00-{CALLERS_TRACE}-"))
+    );
 
     let spans = received.spans(running).await;
     let root = named(&spans, "POST /v1/embeddings");
@@ -301,12 +352,19 @@ async fn the_callers_decision_counts_and_the_ratio_for_the_rest() {
     assert!(unasked.metadata().get("traceparent").is_none());
     let mut unsampled = from_caller(texts(&["b"]));
     let not = CALLER.strip_suffix("01").unwrap().to_owned() + "00";
-    unsampled.metadata_mut().insert("traceparent", not.parse().unwrap());
+    unsampled
+        .metadata_mut()
+        .insert("traceparent", not.parse().unwrap());
     running.typed().embed(unsampled).await.unwrap();
     let mut odd = from_caller(texts(&["c"]));
-    odd.metadata_mut().insert("traceparent", "00-zz-1".parse().unwrap());
+    odd.metadata_mut()
+        .insert("traceparent", "00-zz-1".parse().unwrap());
     running.typed().embed(odd).await.unwrap();
-    running.typed().embed(from_caller(texts(&["d"]))).await.unwrap();
+    running
+        .typed()
+        .embed(from_caller(texts(&["d"])))
+        .await
+        .unwrap();
     let spans = received.spans(running).await;
     named(&spans, "ferry.v1.Inference/Embed");
 }
@@ -340,7 +398,10 @@ async fn a_collector_that_is_gone_costs_no_request_and_is_counted() {
 #[tokio::test]
 async fn what_triton_asks_about_traces_is_told_as_it_is() {
     let (_received, endpoint) = Received::grpc().await;
-    let traced = serve(&["tiny-bert-embed"], &endpoint, |config| config.traces.ratio = 0.01).await;
+    let traced = serve(&["tiny-bert-embed"], &endpoint, |config| {
+        config.traces.ratio = 0.01
+    })
+    .await;
     let plain = Running::with(&["tiny-bert-embed"]).await;
     let ask = |settings: &[(&str, &str)]| pb::TraceSettingRequest {
         settings: settings
@@ -354,15 +415,29 @@ async fn what_triton_asks_about_traces_is_told_as_it_is() {
             .collect(),
         model_name: String::new(),
     };
-    let told = traced.open().trace_setting(ask(&[])).await.unwrap().into_inner();
+    let told = traced
+        .open()
+        .trace_setting(ask(&[]))
+        .await
+        .unwrap()
+        .into_inner();
     let value = |name: &str| told.settings[name].value[0].clone();
     assert_eq!(
         ["trace_level", "trace_rate", "trace_mode"].map(value),
         ["TIMESTAMPS", "100", "opentelemetry"]
     );
-    let told = plain.open().trace_setting(ask(&[("trace_level", "OFF")])).await;
-    assert_eq!(told.unwrap().into_inner().settings["trace_level"].value, ["OFF"]);
-    let refused = plain.open().trace_setting(ask(&[("trace_level", "TIMESTAMPS")])).await;
+    let told = plain
+        .open()
+        .trace_setting(ask(&[("trace_level", "OFF")]))
+        .await;
+    assert_eq!(
+        told.unwrap().into_inner().settings["trace_level"].value,
+        ["OFF"]
+    );
+    let refused = plain
+        .open()
+        .trace_setting(ask(&[("trace_level", "TIMESTAMPS")]))
+        .await;
     assert_eq!(refused.unwrap_err().code(), tonic::Code::Unimplemented);
     let unknown = plain.open().trace_setting(ask(&[("colour", "red")])).await;
     assert_eq!(unknown.unwrap_err().code(), tonic::Code::InvalidArgument);
@@ -396,13 +471,24 @@ async fn the_trace_id_is_in_the_log_lines_of_a_request() {
     let _guard = tracing::subscriber::set_default(subscriber);
     let (_received, endpoint) = Received::grpc().await;
     let running = serve(&["tiny-bert-embed"], &endpoint, |_| {}).await;
-    running.typed().embed(from_caller(texts(&["a"]))).await.unwrap();
+    running
+        .typed()
+        .embed(from_caller(texts(&["a"])))
+        .await
+        .unwrap();
     let mut refused = texts(&["a"]);
     refused.dimensions = 100_000;
-    running.typed().embed(from_caller(refused)).await.unwrap_err();
+    running
+        .typed()
+        .embed(from_caller(refused))
+        .await
+        .unwrap_err();
     let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     for event in ["answered", "request refused"] {
         let line = log.lines().find(|line| line.contains(event)).unwrap();
-        assert!(line.contains(&format!("trace_id=\"{CALLERS_TRACE}\"")), "{line}");
+        assert!(
+            line.contains(&format!("trace_id=\"{CALLERS_TRACE}\"")),
+            "{line}"
+        );
     }
 }

@@ -8,7 +8,10 @@ use std::{
 };
 
 use super::{continuation::Continuation, piece::Piece};
-use crate::{admission::mirror::TokenTap, error::RequestError, repository::ServedModel, telemetry::traces::Sequence,};
+use crate::{
+    admission::mirror::TokenTap, error::RequestError, repository::ServedModel,
+    telemetry::traces::Sequence,
+};
 
 /// A generation whose sequences are in line. Dropping it cancels those that have not ended.
 #[derive(Debug)]

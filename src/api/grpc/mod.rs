@@ -20,11 +20,11 @@ use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
 use super::{gate::GrpcGate, listener::Incoming};
 use crate::{
     admission::{Admission, Callers, Operators},
-    api::trace::trace_request,
     api::proto::{
         ferry::v1::{inference_server::InferenceServer, jobs_server::JobsServer},
         inference::grpc_inference_service_server::GrpcInferenceServiceServer,
     },
+    api::trace::trace_request,
     config::{admin::RepositoryRpcs, server::GrpcConfig},
     error::RequestError,
     jobs::Jobs,

@@ -213,17 +213,27 @@ fn gateway(text: &mut Text, models: &Models) {
     let sizes: Vec<(String, String)> = decoders
         .iter()
         .map(|(model, metrics)| {
-            let blocks = [&metrics.used_blocks, &metrics.cached_blocks, &metrics.free_blocks];
+            let blocks = [
+                &metrics.used_blocks,
+                &metrics.cached_blocks,
+                &metrics.free_blocks,
+            ];
             let blocks: i64 = blocks.iter().map(|gauge| gauge.get()).sum();
-            (model.manifest.generate.block_size.to_string(), blocks.to_string())
+            (
+                model.manifest.generate.block_size.to_string(),
+                blocks.to_string(),
+            )
         })
         .collect();
-    let info = decoders.iter().zip(&sizes).map(|((model, _), (size, blocks))| {
-        let mut labels = model_name(model);
-        labels.push(("block_size", size.as_str()));
-        labels.push(("num_gpu_blocks", blocks.as_str()));
-        (labels, 1)
-    });
+    let info = decoders
+        .iter()
+        .zip(&sizes)
+        .map(|((model, _), (size, blocks))| {
+            let mut labels = model_name(model);
+            labels.push(("block_size", size.as_str()));
+            labels.push(("num_gpu_blocks", blocks.as_str()));
+            (labels, 1)
+        });
     let help = "Information of the KV cache.";
     text.family(("vllm:cache_config_info", "gauge", help), info);
 }

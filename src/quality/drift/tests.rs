@@ -121,7 +121,9 @@ fn a_hundred_windows_of_the_same_rows_raise_no_alert_and_a_shifted_one_does_with
     for seed in 0..5 {
         let mut draw = Draw(seed);
         let mut watch = Watch::new(config.clone(), None);
-        let learnt = feed(&mut watch, config.learn_rows as usize, || classified(&mut draw, 1.0));
+        let learnt = feed(&mut watch, config.learn_rows as usize, || {
+            classified(&mut draw, 1.0)
+        });
         assert!(learnt.is_empty() && watch.baseline().is_some());
         let usual = feed(&mut watch, 100 * window, || classified(&mut draw, 1.0));
         assert_eq!(usual, vec![State::Ok; 100], "seed {seed}");

@@ -25,8 +25,7 @@ impl Cover {
     /// # Errors
     /// When a rule's pattern is no regular expression.
     pub(super) fn new(config: &RequestLogConfig) -> Result<Self, regex::Error> {
-        let compile =
-            |rule: &RedactRule| Ok((Regex::new(&rule.pattern)?, rule.with.clone()));
+        let compile = |rule: &RedactRule| Ok((Regex::new(&rule.pattern)?, rule.with.clone()));
         let key = if config.hash_key.is_empty() {
             // The standard library's hash keys are random.
             let random = || {
@@ -40,7 +39,11 @@ impl Cover {
         Ok(Self {
             inputs: config.inputs,
             outputs: config.outputs,
-            rules: config.redact.iter().map(compile).collect::<Result<_, _>>()?,
+            rules: config
+                .redact
+                .iter()
+                .map(compile)
+                .collect::<Result<_, _>>()?,
             key: blake3::derive_key("ferry request log v1", &key),
         })
     }
@@ -123,7 +126,10 @@ impl Cover {
 
     fn hashes(&self, input: &Input) -> Vec<String> {
         match input {
-            Input::Texts(texts) => texts.iter().map(|text| self.hash(text.as_bytes())).collect(),
+            Input::Texts(texts) => texts
+                .iter()
+                .map(|text| self.hash(text.as_bytes()))
+                .collect(),
             Input::Pairs(pairs) => pairs
                 .iter()
                 .map(|(query, document)| {

@@ -52,7 +52,13 @@ impl RequestLog {
         let cover = Cover::new(config).map_err(io::Error::other)?;
         let (queue, told) = bounded(MAX_WAITING);
         let waiting_bytes = Arc::<AtomicUsize>::default();
-        writer::start(config, cover, told, Arc::clone(&waiting_bytes), metrics.clone())?;
+        writer::start(
+            config,
+            cover,
+            told,
+            Arc::clone(&waiting_bytes),
+            metrics.clone(),
+        )?;
         Ok(Self(Some(Arc::new(Inner {
             queue,
             waiting_bytes,

@@ -2,10 +2,7 @@
 
 use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
 
-use super::{
-    Generated, Input, Line, Output, RequestLog, Times,
-    writer::aged,
-};
+use super::{Generated, Input, Line, Output, RequestLog, Times, writer::aged};
 use crate::{
     config::{
         RequestLogConfig,

@@ -152,7 +152,10 @@ impl Files {
         let open = match self.open.take() {
             Some(open) => open,
             None => {
-                let file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+                let file = OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(&self.path)?;
                 let bytes = file.metadata()?.len();
                 (file, bytes)
             }

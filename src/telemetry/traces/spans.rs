@@ -173,7 +173,8 @@ impl Parts<'_> {
 
     fn sequence(&self, index: usize, sequence: &Sequence, spans: &mut Vec<SpanData>) {
         let numbered = |mut span: SpanData| {
-            span.attributes.push(KeyValue::new("ferry.continuation", index as i64));
+            span.attributes
+                .push(KeyValue::new("ferry.continuation", index as i64));
             span
         };
         let Some(started) = sequence.started else {

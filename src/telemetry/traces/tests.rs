@@ -93,7 +93,15 @@ fn the_stages_of_a_request_add_up_to_the_whole() {
     let names: Vec<_> = spans.iter().map(|span| span.name.as_ref()).collect();
     assert_eq!(
         names,
-        ["call", "admission", "tokenize", "queue", "execute", "postprocess", "reply"]
+        [
+            "call",
+            "admission",
+            "tokenize",
+            "queue",
+            "execute",
+            "postprocess",
+            "reply"
+        ]
     );
     let length = |span: &opentelemetry_sdk::trace::SpanData| {
         span.end_time.duration_since(span.start_time).unwrap()

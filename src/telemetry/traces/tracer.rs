@@ -191,6 +191,8 @@ fn parent_of(headers: &dyn Extractor) -> Option<SpanContext> {
 /// As OpenTelemetry's `TraceIdRatioBased` decides, so that servers with the same ratio agree.
 pub(super) fn is_sampled(trace: TraceId, threshold: u64) -> bool {
     let bytes = trace.to_bytes();
-    let low = bytes[8..].iter().fold(0, |low, &byte| low << 8 | u64::from(byte));
+    let low = bytes[8..]
+        .iter()
+        .fold(0, |low, &byte| low << 8 | u64::from(byte));
     low >> 1 < threshold
 }

@@ -246,7 +246,8 @@ impl GrpcInferenceService for OpenInference {
             &self.shared,
             request.into_inner(),
             move |request, replies| {
-                let context = context.of_part("inference.GRPCInferenceService/ModelStreamInfer request");
+                let context =
+                    context.of_part("inference.GRPCInferenceService/ModelStreamInfer request");
                 infer_in_stream(shared.clone(), request, context, replies)
             },
         );

@@ -85,7 +85,11 @@ def main():
             f'[grpc]\nport = {grpc}\n[http]\nport = {web}\n[admin]\nenabled = false\n'
             f'[traces]\nendpoint = "http://127.0.0.1:{collector}"\nprotocol = "http"\ninterval_seconds = 0.2\n'
         )
-        server = subprocess.Popen([options.ferry, "serve", "--config", config], stderr=subprocess.DEVNULL)
+        server = subprocess.Popen(
+            [options.ferry, "serve", "--config", config],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             while True:
                 try:

@@ -134,7 +134,7 @@ def scrape(ferry):
             f'[admin]\nenabled = false\n[request_log]\nfile = "{folder}/requests.jsonl"\n'
         )
         server = subprocess.Popen(
-            [ferry, "serve", "--config", folder / "ferry.toml"], stderr=subprocess.PIPE, text=True
+            [ferry, "serve", "--config", folder / "ferry.toml"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         try:
             until = time.monotonic() + 60

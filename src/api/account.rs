@@ -144,7 +144,7 @@ impl Account {
         let mapped = status::map(&error);
         let outcome = mapped.outcome;
         self.close(outcome);
-        self.model.metrics.count_error(mapped.code());
+        self.model.metrics.work.count_error(mapped.code());
         self.end_trace(Stages::None, Some((mapped.code(), error.to_string())));
         if let Some(copy) = self.copy.take() {
             copy.failed(mapped.code(), &error.to_string());
@@ -266,7 +266,7 @@ impl Account {
     pub(super) fn succeeded(mut self, times: &RequestTimes) {
         self.close(Outcome::Ok);
         let postprocess = times.output.as_secs_f64();
-        self.model.metrics.postprocess.observe(postprocess);
+        self.model.metrics.work.postprocess.observe(postprocess);
         self.model.statistics.record_success(times);
         if let Some(copy) = self.copy.take() {
             let tokens = (self.used.input_tokens, self.used.output_tokens);
@@ -294,7 +294,7 @@ impl Drop for Account {
         if !self.closed {
             self.close(Outcome::Cancelled);
             let error = "the caller went away".to_owned();
-            self.model.metrics.count_error("CANCELLED");
+            self.model.metrics.work.count_error("CANCELLED");
             if let Some(copy) = self.copy.take() {
                 copy.failed("CANCELLED", &error);
             }

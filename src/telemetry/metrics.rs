@@ -5,7 +5,6 @@ use std::sync::Arc;
 use prometheus::{
     Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
-    linear_buckets,
 };
 
 use super::{
@@ -17,6 +16,7 @@ use super::{
     operators::{OperatorFamilies, OperatorMetrics},
     trace_metrics::{RequestLogMetrics, TraceMetrics},
     usage::{ModelUsage, UsageFamilies},
+    work::{WorkFamilies, WorkMetrics},
 };
 use crate::config::MetricsConfig;
 
@@ -98,11 +98,7 @@ struct Families {
     traces: TraceMetrics,
     request_log: RequestLogMetrics,
     drift: DriftFamilies,
-    errors: IntCounterVec,
-    postprocess: HistogramVec,
-    batch_fill: HistogramVec,
-    padding_avoided: IntCounterVec,
-    run_time_ratio: HistogramVec,
+    work: WorkFamilies,
     usage: Arc<UsageFamilies>,
 }
 
@@ -175,25 +171,10 @@ pub struct ModelMetrics {
     pub waiting_rows: IntGauge,
     /// Batches that failed and were run again row by row.
     pub isolated_batches: IntCounter,
-    /// Seconds from a request's last output to its answer as a message.
-    pub postprocess: Histogram,
-    /// How full a batch is: its rows, or its tokens, as a share of what it may have, whichever is more.
-    pub batch_fill: Histogram,
-    /// Tokens that batches padded to their longest row would have had beside.
-    pub padding_avoided: IntCounter,
-    /// Time a batch ran, over what was predicted.
-    pub run_time_ratio: Histogram,
+    /// How well its work goes.
+    pub work: WorkMetrics,
     /// Who used it for how much.
     pub usage: Arc<ModelUsage>,
-    errors: ErrorCounters,
-}
-
-/// Requests that failed, by code. Failures are rare enough to look their counter up.
-#[derive(Debug, Clone)]
-struct ErrorCounters {
-    family: IntCounterVec,
-    model: Arc<str>,
-    version: Arc<str>,
 }
 
 impl ModelMetrics {
@@ -205,25 +186,6 @@ impl ModelMetrics {
     /// Requests that ended so.
     pub fn requests(&self, outcome: Outcome) -> u64 {
         self.requests[outcome as usize].get()
-    }
-
-    /// Counts a request that failed with the gRPC code of this name.
-    pub fn count_error(&self, code: &str) {
-        let errors = &self.errors;
-        errors
-            .family
-            .with_label_values(&[&*errors.model, &*errors.version, code])
-            .inc();
-    }
-
-    /// Notes how well a batch of `rows` rows, the longest of `longest` tokens, filled its room.
-    pub fn observe_fill(&self, rows: usize, tokens: usize, longest: usize, room: (usize, usize)) {
-        let share = |found: usize, most: usize| found as f64 / most.max(1) as f64;
-        let fill = share(rows, room.0).max(share(tokens, room.1));
-        self.batch_fill.observe(fill);
-        let padded = rows * longest;
-        self.padding_avoided
-            .inc_by(padded.saturating_sub(tokens) as u64);
     }
 }
 
@@ -287,16 +249,8 @@ impl Metrics {
             tokenize: families.tokenize.with_label_values(labels),
             waiting_rows: families.waiting_rows.with_label_values(labels),
             isolated_batches: families.isolated_batches.with_label_values(labels),
-            postprocess: families.postprocess.with_label_values(labels),
-            batch_fill: families.batch_fill.with_label_values(labels),
-            padding_avoided: families.padding_avoided.with_label_values(labels),
-            run_time_ratio: families.run_time_ratio.with_label_values(labels),
+            work: families.work.model(model, version),
             usage: Arc::new(families.usage.model(model, version)),
-            errors: ErrorCounters {
-                family: families.errors.clone(),
-                model: Arc::from(model),
-                version: Arc::from(version),
-            },
         }
     }
 
@@ -478,33 +432,7 @@ impl Families {
             traces: TraceMetrics::register(registry)?,
             request_log: RequestLogMetrics::register(registry)?,
             drift: DriftFamilies::register(registry)?,
-            errors: counter(
-                "ferry_errors_total",
-                "Requests that failed, by the gRPC code that they failed with.",
-                &["model", "version", "code"],
-            )?,
-            postprocess: histogram(
-                "ferry_postprocess_seconds",
-                "Time from a request's last output to its answer as a message.",
-                exponential_buckets(1e-5, 2.0, 20)?,
-            )?,
-            batch_fill: histogram(
-                "ferry_batch_fill_ratio",
-                "How full a batch is: its rows, or its tokens, as a share of what it may have.",
-                linear_buckets(0.1, 0.1, 10)?,
-            )?,
-            padding_avoided: counter(
-                "ferry_padding_avoided_tokens_total",
-                "Tokens that batches padded to their longest row would have had beside.",
-                model,
-            )?,
-            run_time_ratio: histogram(
-                "ferry_run_time_ratio",
-                "Time a batch ran, over what was predicted.",
-                vec![
-                    0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0,
-                ],
-            )?,
+            work: WorkFamilies::register(registry)?,
             usage: Arc::new(UsageFamilies::register(registry, config)?),
         })
     }

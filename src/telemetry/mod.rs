@@ -17,6 +17,7 @@ mod statistics;
 mod trace_metrics;
 mod traffic;
 mod usage;
+mod work;
 
 pub use cache::CacheMetrics;
 pub use callers::CallerMetrics;
@@ -29,3 +30,4 @@ pub use statistics::{BatchTimes, ModelStatistics, RequestTimes, Snapshot, StatDu
 pub use trace_metrics::{RequestLogMetrics, TraceMetrics};
 pub use traffic::{Traffic, TrafficReading};
 pub use usage::{ModelUsage, Used};
+pub use work::WorkMetrics;

@@ -225,21 +225,26 @@ fn answers_of(output: Output, rows: &[Row]) -> Vec<RowAnswer> {
                 })
                 .collect()
         }
-        Output::Generated(texts) => texts.into_iter().take(1).map(continuation).collect(),
+        Output::Generated(texts) => texts
+            .into_iter()
+            .take(1)
+            .map(continuation)
+            .map(Ok)
+            .collect(),
         Output::Hash(_) | Output::Omitted {} => Vec::new(),
     }
 }
 
-fn continuation(text: Generated) -> RowAnswer {
+fn continuation(text: Generated) -> Answer {
     let tokens = text.tokens.into_iter().map(|id| Token {
         id,
         text: String::new(),
         logprob: None,
         top: Vec::new(),
     });
-    Ok(Answer::Text(Continuation {
+    Answer::Text(Continuation {
         tokens: tokens.collect(),
         text: text.text,
         ..Continuation::default()
-    }))
+    })
 }

@@ -422,7 +422,9 @@ impl Runner {
         metrics.batch_rows.observe(rows as f64);
         metrics.batch_tokens.observe(batch.tokens.len() as f64);
         let longest = batch.rows.iter().map(|row| row.tokens).max().unwrap_or(0);
-        metrics.observe_fill(rows, batch.tokens.len(), longest as usize, self.room);
+        metrics
+            .work
+            .observe_fill(rows, batch.tokens.len(), longest as usize, self.room);
         metrics.execute.observe(execute.as_secs_f64());
         self.statistics.record_batch(
             rows,

@@ -131,7 +131,7 @@ impl Dispatcher {
         if let Some(elapsed) = done.elapsed {
             if predicted > Duration::ZERO {
                 let ratio = elapsed.as_secs_f64() / predicted.as_secs_f64();
-                self.metrics.run_time_ratio.observe(ratio);
+                self.metrics.work.run_time_ratio.observe(ratio);
             }
             self.queue
                 .observe(done.tokens, done.sum_len_squared, elapsed);

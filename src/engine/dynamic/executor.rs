@@ -153,9 +153,9 @@ impl Executor {
     ) -> Option<TracedBatch> {
         let traced = rows.iter().filter_map(|row| row.payload.trace.as_ref());
         let links: Vec<TraceLink> = traced.cloned().collect();
-        let context = links.first()?.batch_context();
+        links.first()?;
         let batch = Arc::new(BatchNotes {
-            context,
+            context: TraceLink::batch_context(),
             model: Arc::clone(&self.name),
             started,
             packed: packed_at,
@@ -180,7 +180,9 @@ impl Executor {
         metrics.batch_tokens.observe(packed.tokens().len() as f64);
         let longest = rows.iter().map(|row| row.tokens).max().unwrap_or(0);
         let tokens = packed.tokens().len();
-        metrics.observe_fill(rows.len(), tokens, longest as usize, self.room);
+        metrics
+            .work
+            .observe_fill(rows.len(), tokens, longest as usize, self.room);
         metrics.execute.observe(execute.as_secs_f64());
         for row in rows {
             let delay = started.saturating_duration_since(row.arrived);

@@ -34,7 +34,7 @@ pub(super) fn start(
     let mut files = Files {
         path: config.file.clone(),
         max_bytes: config.max_file_bytes,
-        max_files: config.max_files,
+        keep: config.max_files,
         open: None,
     };
     // A path that can't be written is a mistake to be told at the start, not a disk that is full.
@@ -95,15 +95,12 @@ impl Writer {
             Told::Line(mut line, bytes) => {
                 self.cover.apply(&mut line);
                 let whole = chunk.len();
-                match serde_json::to_writer(&mut *chunk, &line) {
-                    Ok(()) => {
-                        chunk.push(b'\n');
-                        *lines += 1;
-                    }
-                    Err(_) => {
-                        chunk.truncate(whole);
-                        self.metrics.failed.inc();
-                    }
+                if serde_json::to_writer(&mut *chunk, &line).is_ok() {
+                    chunk.push(b'\n');
+                    *lines += 1;
+                } else {
+                    chunk.truncate(whole);
+                    self.metrics.failed.inc();
                 }
                 self.waiting_bytes.fetch_sub(bytes, Relaxed);
             }
@@ -143,22 +140,22 @@ impl Writer {
 struct Files {
     path: PathBuf,
     max_bytes: u64,
-    max_files: u32,
+    /// How many are kept.
+    keep: u32,
     open: Option<(File, u64)>,
 }
 
 impl Files {
     fn open(&mut self) -> io::Result<&mut (File, u64)> {
-        let open = match self.open.take() {
-            Some(open) => open,
-            None => {
-                let file = OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(&self.path)?;
-                let bytes = file.metadata()?.len();
-                (file, bytes)
-            }
+        let open = if let Some(open) = self.open.take() {
+            open
+        } else {
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&self.path)?;
+            let bytes = file.metadata()?.len();
+            (file, bytes)
         };
         Ok(self.open.insert(open))
     }
@@ -186,10 +183,10 @@ impl Files {
 
     /// Makes each file one older; the oldest goes.
     fn shift(&self) -> io::Result<()> {
-        if self.max_files == 1 {
+        if self.keep == 1 {
             return fs::remove_file(&self.path);
         }
-        for age in (1..self.max_files - 1).rev() {
+        for age in (1..self.keep - 1).rev() {
             let (from, to) = (self.aged(age), self.aged(age + 1));
             if from.exists() {
                 fs::rename(from, to)?;

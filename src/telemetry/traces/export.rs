@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use opentelemetry::KeyValue;
 use opentelemetry_otlp::{
@@ -62,11 +63,10 @@ fn build(config: &TracesConfig) -> io::Result<SpanExporter> {
     let endpoint = (!config.endpoint.is_empty()).then(|| config.endpoint.clone());
     let mut exporter = match config.protocol {
         TraceProtocol::Grpc => {
-            let mut headers = axum::http::HeaderMap::new();
+            let mut headers = HeaderMap::new();
             for (key, value) in &config.headers {
-                let key = axum::http::HeaderName::try_from(key).map_err(|error| wrong(&error))?;
-                let value =
-                    axum::http::HeaderValue::try_from(value).map_err(|error| wrong(&error))?;
+                let key = HeaderName::try_from(key).map_err(|error| wrong(&error))?;
+                let value = HeaderValue::try_from(value).map_err(|error| wrong(&error))?;
                 headers.insert(key, value);
             }
             let mut builder = SpanExporter::builder()

@@ -10,7 +10,7 @@ use opentelemetry::trace::{SpanContext, SpanId};
 
 use super::{
     notes::{BatchNotes, Ending},
-    tracer::{Record, Tracer},
+    tracer::{Record, Tracer, context_within, new_context},
 };
 
 tokio::task_local! {
@@ -80,7 +80,7 @@ impl RequestTrace {
     pub fn child(&self, name: &'static str) -> Arc<Self> {
         Arc::new(Self {
             tracer: self.tracer.clone(),
-            context: self.tracer.context_within(&self.context),
+            context: context_within(&self.context),
             parent: self.context.span_id(),
             parent_is_remote: false,
             name: Cow::Borrowed(name),
@@ -118,15 +118,15 @@ impl Drop for RequestTrace {
             name: std::mem::take(&mut self.name),
             received: self.received,
             ended: Instant::now(),
-            ending: self.ending.take(),
+            ending: self.ending.take().map(Box::new),
         });
     }
 }
 
 impl TraceLink {
-    /// A span for the batch that this row and others are in, in a trace of its own.
-    pub fn batch_context(&self) -> SpanContext {
-        self.tracer.new_context()
+    /// A span for a batch, in a trace of its own.
+    pub fn batch_context() -> SpanContext {
+        new_context()
     }
 
     /// Notes a batch, with the rows of it that are traced.

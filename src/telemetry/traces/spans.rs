@@ -65,7 +65,7 @@ pub(super) fn spans_of(record: Record) -> Vec<SpanData> {
                     received,
                     ended,
                 };
-                parts.tell(ending, &mut spans);
+                parts.tell(*ending, &mut spans);
             }
             spans
         }

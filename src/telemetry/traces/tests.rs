@@ -32,14 +32,14 @@ fn ended(stages: Stages, received: Instant, answered: Instant, ended: Instant) -
         name: "call".into(),
         received,
         ended,
-        ending: Some(Ending {
+        ending: Some(Box::new(Ending {
             model: "m".to_owned(),
             version: "1".to_owned(),
             tenant: Arc::from("t"),
             stages,
             answered,
             error: None,
-        }),
+        })),
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) enum Record {
         name: Cow<'static, str>,
         received: Instant,
         ended: Instant,
-        ending: Option<Ending>,
+        ending: Option<Box<Ending>>,
     },
     Batch {
         batch: Arc<BatchNotes>,
@@ -132,17 +132,6 @@ impl Tracer {
         Flush(self.clone())
     }
 
-    /// A span within another.
-    pub(super) fn context_within(&self, parent: &SpanContext) -> SpanContext {
-        sampled(parent.trace_id(), parent.trace_state().clone())
-    }
-
-    /// A span of a trace of its own.
-    pub(super) fn new_context(&self) -> SpanContext {
-        let trace = RandomIdGenerator::default().new_trace_id();
-        sampled(trace, TraceState::NONE)
-    }
-
     pub(super) fn max_token_events(&self) -> usize {
         self.0.as_ref().map_or(0, |inner| inner.max_token_events)
     }
@@ -173,6 +162,17 @@ impl Flush {
             .is_ok()
             && is_done.recv_deadline(until).is_ok()
     }
+}
+
+/// A span within another.
+pub(super) fn context_within(parent: &SpanContext) -> SpanContext {
+    sampled(parent.trace_id(), parent.trace_state().clone())
+}
+
+/// A span of a trace of its own.
+pub(super) fn new_context() -> SpanContext {
+    let trace = RandomIdGenerator::default().new_trace_id();
+    sampled(trace, TraceState::NONE)
 }
 
 fn sampled(trace: TraceId, state: TraceState) -> SpanContext {

@@ -6,10 +6,6 @@ mod run;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::Args;
-use serde::Serialize;
-use tonic::transport::Endpoint;
-
 use self::{
     read::Log,
     run::{Pace, Ran},
@@ -19,8 +15,11 @@ use super::{
     compare::{client::Client, judge::Judge, subject::split_version},
     io_runtime,
     load_client::percentile,
+    reach::ClientTls,
 };
 use crate::{config::Task, quality::comparison::Figures};
+use clap::Args;
+use serde::Serialize;
 
 /// Run a request log again, on a running server.
 ///
@@ -41,6 +40,8 @@ pub struct Replay {
         env = "FERRY_URL"
     )]
     url: String,
+    #[command(flatten)]
+    tls: ClientTls,
     /// How many times faster than then.
     #[arg(long, default_value_t = 1.0, value_parser = above_zero)]
     speed: f64,
@@ -117,7 +118,7 @@ impl Replay {
 
     async fn replay(&self) -> Result<Report, Failure> {
         let (model, version) = split_version(&self.against);
-        let endpoint = Endpoint::from_shared(self.url.clone())?.tcp_nodelay(true);
+        let endpoint = self.tls.endpoint(&self.url)?.tcp_nodelay(true);
         let channel = endpoint
             .connect()
             .await

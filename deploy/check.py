@@ -9,6 +9,8 @@
 - KServe's: the fields and types of its Python package. KEDA's: the validator of an npm package.
 - Between files: metrics that are scaled by are exposed, probes and ports are the server's, and the time
   to go down suffices. With --ferry, the ConfigMap's ferry.toml is one that the server takes.
+- Alert rules and the dashboard: promtool (observability.py), and with --ferry each of their metrics in
+  the scrape of a server that has had a bit of everything.
 
 What can't be checked since a tool can't be had says SKIPPED, and fails nothing.
 """
@@ -25,6 +27,8 @@ import tomllib
 import venv
 import zipfile
 from pathlib import Path
+
+import observability
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "deploy"
@@ -269,6 +273,8 @@ def main():
     dockerfiles(programs)
     all_documents, of_kserve, of_keda = [], [], []
     for path in sorted(HERE.rglob("*.yaml")):
+        if path.parent.name == "prometheus":
+            continue
         documents = yaml_documents(programs, path)
         name = str(path.relative_to(ROOT))
         if path.name != "kustomization.yaml":
@@ -282,6 +288,7 @@ def main():
     kserve(programs, of_kserve)
     keda(of_keda)
     between_files(all_documents, options.ferry)
+    observability.check_all(TOOLS, options.ferry, check, skip)
     kustomization = yaml_documents(programs, HERE / "kubernetes/kustomization.yaml")[0]
     on_disk = {path.name for path in (HERE / "kubernetes").glob("*.yaml")} - {"kustomization.yaml"}
     check(set(kustomization["resources"]) == on_disk, "kustomization.yaml lists every manifest beside it")

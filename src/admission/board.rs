@@ -16,7 +16,7 @@ use crate::{
     engine::{Departure, RowAnswer, RowWork},
     error::{RequestError, Stage},
     repository::{Repository, Runner, ServedModel},
-    telemetry::RequestTimes,
+    telemetry::{RequestTimes, request_log::RequestLog},
     text::{CpuPool, EncodeError, EncodedRow, PoolFull, RowInput, TextEncoder},
 };
 
@@ -38,6 +38,7 @@ pub struct Admission {
     repository: Arc<Repository>,
     pool: CpuPool,
     limits: LimitsConfig,
+    request_log: RequestLog,
     closed: Arc<AtomicBool>,
 }
 
@@ -53,6 +54,8 @@ pub struct AnsweredRow {
     pub encoded: EncodedRow,
     /// Tokens the model saw.
     pub tokens: usize,
+    /// Tokens of it that stand for what the vocabulary lacks, where drift is looked for; else 0.
+    pub unknown: u32,
     /// Whether the row was not run: its answer was there, or an equal row was just being run.
     pub cached: bool,
 }
@@ -66,7 +69,9 @@ pub struct Boarded {
     pub rows: usize,
     /// Time its texts took to be tokenized, waiting included.
     pub tokenize: Duration,
-    encoded: Vec<Option<(EncodedRow, usize)>>,
+    /// When they began to be.
+    pub tokenize_started: Instant,
+    encoded: Vec<Option<(EncodedRow, usize, u32)>>,
     refused: VecDeque<(usize, RequestError)>,
     answers: Option<Arriving>,
     deadline: Option<tokio::time::Instant>,
@@ -81,8 +86,23 @@ impl Admission {
             repository,
             pool,
             limits,
+            request_log: RequestLog::default(),
             closed: Arc::default(),
         }
+    }
+
+    /// The same gate, those who pass which are written down in `request_log`.
+    #[must_use]
+    pub fn with_request_log(self, request_log: RequestLog) -> Self {
+        Self {
+            request_log,
+            ..self
+        }
+    }
+
+    /// Where requests are written down.
+    pub fn request_log(&self) -> &RequestLog {
+        &self.request_log
     }
 
     /// The models behind this gate.
@@ -210,10 +230,14 @@ impl Admission {
             match encoded {
                 Ok(mut encoded) => {
                     let tokens = encoded.ids.len();
+                    let unknown = match &model.drift {
+                        Some(_) => encoder.text.unknown_in(&encoded.ids),
+                        None => 0,
+                    };
                     let ids = std::mem::take(&mut encoded.ids);
                     let type_ids = std::mem::take(&mut encoded.type_ids);
                     work.push((row, RowWork { ids, type_ids }));
-                    kept.push(Some((encoded, tokens)));
+                    kept.push(Some((encoded, tokens, unknown)));
                 }
                 Err(error) => {
                     refused.push_back((row, error));
@@ -228,6 +252,7 @@ impl Admission {
                 deadline: context.deadline,
                 priority: context.priority,
                 tenant: Arc::clone(&context.tenant),
+                trace: context.trace.as_ref().map(|trace| trace.link()),
             };
             Some(Arriving::board(encoder, work, &departure)?)
         };
@@ -235,6 +260,7 @@ impl Admission {
             model,
             rows,
             tokenize,
+            tokenize_started: started,
             encoded: kept,
             refused,
             answers,
@@ -379,12 +405,13 @@ impl Boarded {
         Some((
             row,
             answer.and_then(|(answer, cached)| {
-                let (encoded, tokens) =
+                let (encoded, tokens, unknown) =
                     encoded.ok_or_else(|| RequestError::internal("a row was answered twice"))?;
                 Ok(AnsweredRow {
                     answer,
                     encoded,
                     tokens,
+                    unknown,
                     cached,
                 })
             }),

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use crate::{batching::Priority, error::RequestError};
+use crate::{batching::Priority, error::RequestError, telemetry::traces::RequestTrace};
 
 /// What a call brings beside its input.
 #[derive(Debug, Clone)]
@@ -19,6 +19,10 @@ pub struct CallContext {
     pub route_key: Option<Arc<str>>,
     /// The version that it is pinned to, where the call itself names none.
     pub version: Option<Arc<str>>,
+    /// By which protocol it came, for the accounts of who uses what.
+    pub endpoint: &'static str,
+    /// What is noted of it, if it is traced.
+    pub trace: Option<Arc<RequestTrace>>,
 }
 
 /// A context value that isn't understood.
@@ -36,6 +40,18 @@ impl CallContext {
             priority: Priority::NORMAL,
             route_key: None,
             version: None,
+            endpoint: "internal",
+            trace: None,
+        }
+    }
+
+    /// The context of one of the requests that come within a call with this context, now.
+    #[must_use]
+    pub fn of_part(&self, name: &'static str) -> Self {
+        Self {
+            received: Instant::now(),
+            trace: self.trace.as_ref().map(|trace| trace.child(name)),
+            ..self.clone()
         }
     }
 

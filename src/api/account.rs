@@ -8,10 +8,13 @@ use std::{
 
 use crate::{
     admission::{Admission, Boarded, Call, CallContext, RowResult},
-    api::status,
+    api::{request_log::Copied, status},
     error::RequestError,
     repository::ServedModel,
-    telemetry::{Metrics, Outcome, RequestTimes},
+    telemetry::{
+        Metrics, Outcome, RequestTimes, Used,
+        traces::{Ending, RequestTrace, RowTrace, Stages},
+    },
 };
 
 /// A call whose rows all have their answers.
@@ -68,7 +71,7 @@ pub async fn answer_call<T>(
         execute,
         received,
     };
-    account.note_unrun(all_cached(&answered.rows));
+    account.note_rows(&answered.rows);
     match encode(&answered) {
         Ok(answer) => {
             account.answered(&boarded, queue, execute, answering.elapsed());
@@ -90,7 +93,8 @@ pub fn find(
 ) -> Result<(Arc<ServedModel>, Account), RequestError> {
     match admission.find(call, context) {
         Ok(model) => {
-            let account = Account::open(Arc::clone(&model), context.received);
+            let mut account = Account::open(Arc::clone(&model), context);
+            account.copy = Copied::of_call(admission, &model, call, context);
             Ok((model, account))
         }
         Err(error) => {
@@ -107,31 +111,53 @@ pub struct Account {
     received: Instant,
     closed: bool,
     unrun: bool,
+    trace: Option<Arc<RequestTrace>>,
+    tenant: Arc<str>,
+    endpoint: &'static str,
+    used: Used,
+    /// Its copy for the request log, if it is written down.
+    copy: Option<Box<Copied>>,
+    /// The batches of its rows, where it is traced.
+    batches: Vec<RowTrace>,
 }
 
 impl Account {
     /// Opens the account of a call to `model`.
-    pub(super) fn open(model: Arc<ServedModel>, received: Instant) -> Self {
+    pub(super) fn open(model: Arc<ServedModel>, context: &CallContext) -> Self {
         model.traffic.open();
         Self {
             model,
-            received,
+            received: context.received,
             closed: false,
             unrun: false,
+            trace: context.trace.clone(),
+            tenant: Arc::clone(&context.tenant),
+            endpoint: context.endpoint,
+            used: Used::default(),
+            copy: None,
+            batches: Vec::new(),
         }
     }
 
     /// Closes it with a failure, which is handed back.
     pub fn failed(mut self, error: RequestError) -> RequestError {
-        let outcome = status::map(&error).outcome;
+        let mapped = status::map(&error);
+        let outcome = mapped.outcome;
         self.close(outcome);
+        self.model.metrics.work.count_error(mapped.code());
+        self.end_trace(Stages::None, Some((mapped.code(), error.to_string())));
+        if let Some(copy) = self.copy.take() {
+            copy.failed(mapped.code(), &error.to_string());
+        }
         self.model
             .statistics
             .record_failure(self.received.elapsed());
         if outcome == Outcome::Internal {
-            tracing::error!(model = self.model.name, %error, "request failed");
+            let trace_id = self.trace_id();
+            tracing::error!(model = self.model.name, trace_id, %error, "request failed");
         } else {
-            tracing::debug!(model = self.model.name, %error, "request refused");
+            let trace_id = self.trace_id();
+            tracing::debug!(model = self.model.name, trace_id, %error, "request refused");
         }
         error
     }
@@ -141,12 +167,91 @@ impl Account {
         self.unrun = unrun;
     }
 
+    /// Notes what became of its rows.
+    pub fn note_rows(&mut self, rows: &[RowResult]) {
+        self.unrun = all_cached(rows);
+        let answered = rows.iter().flatten();
+        self.used = Used {
+            rows: answered.clone().count() as u64,
+            input_tokens: answered.map(|row| row.tokens as u64).sum(),
+            output_tokens: 0,
+        };
+        if let Some(drift) = &self.model.drift {
+            let answered = rows.iter().flatten();
+            drift.observe(answered.map(|row| (&row.answer.output, row.tokens, row.unknown)));
+        }
+        if let Some(copy) = &mut self.copy {
+            copy.note_rows(&self.model, rows);
+        }
+        if self.trace.is_some() {
+            let answered = rows.iter().flatten();
+            let traced = answered.filter_map(|row| row.answer.trace.as_deref());
+            self.batches = Stages::batches_of(traced);
+        }
+    }
+
+    /// Notes what was generated.
+    pub(super) fn note_generated(&mut self, input_tokens: u64, output_tokens: u64) {
+        self.used = Used {
+            rows: 1,
+            input_tokens,
+            output_tokens,
+        };
+    }
+
+    /// Its copy for the request log, if it is written down.
+    pub(super) fn copy(&mut self) -> &mut Option<Box<Copied>> {
+        &mut self.copy
+    }
+
+    /// The trace's id, for logs.
+    pub(super) fn trace_id(&self) -> Option<String> {
+        self.trace.as_ref().map(|trace| trace.id().to_string())
+    }
+
+    /// Whether it is traced.
+    pub(super) fn is_traced(&self) -> bool {
+        self.trace.is_some()
+    }
+
+    /// Notes in its trace how it ended, if it is traced.
+    pub(super) fn end_trace(&self, stages: Stages, error: Option<(&'static str, String)>) {
+        let Some(trace) = &self.trace else {
+            return;
+        };
+        trace.end(Ending {
+            model: self.model.name.clone(),
+            version: self.model.version.clone(),
+            tenant: Arc::clone(&self.tenant),
+            stages,
+            answered: Instant::now(),
+            error,
+        });
+    }
+
     /// Closes it with an answer.
-    pub fn answered(self, boarded: &Boarded, queue: Duration, execute: Duration, output: Duration) {
+    pub fn answered(
+        mut self,
+        boarded: &Boarded,
+        queue: Duration,
+        execute: Duration,
+        output: Duration,
+    ) {
         let times = boarded.times(queue, execute, output);
+        if self.is_traced() {
+            let started = boarded.tokenize_started;
+            let stages = Stages::Rows {
+                tokenize: (started, started + boarded.tokenize),
+                rows: boarded.rows,
+                cached: self.unrun,
+                batches: std::mem::take(&mut self.batches),
+            };
+            self.end_trace(stages, None);
+        }
         tracing::debug!(
             model = self.model.name,
             version = self.model.version,
+            trace_id = self.trace_id(),
             rows = boarded.rows,
             tokenize_us = times.input.as_micros() as u64,
             queue_us = queue.as_micros() as u64,
@@ -160,12 +265,20 @@ impl Account {
     /// Closes it with an answer whose times are known.
     pub(super) fn succeeded(mut self, times: &RequestTimes) {
         self.close(Outcome::Ok);
+        let postprocess = times.output.as_secs_f64();
+        self.model.metrics.work.postprocess.observe(postprocess);
         self.model.statistics.record_success(times);
+        if let Some(copy) = self.copy.take() {
+            let tokens = (self.used.input_tokens, self.used.output_tokens);
+            copy.answered(times, self.unrun, tokens);
+        }
     }
 
     fn close(&mut self, outcome: Outcome) {
         self.closed = true;
         self.model.metrics.count_request(outcome);
+        let usage = &self.model.metrics.usage;
+        usage.record(&self.tenant, self.endpoint, self.used);
         let total = self.received.elapsed();
         self.model.metrics.request_time.observe(total.as_secs_f64());
         if self.unrun && outcome == Outcome::Ok {
@@ -180,6 +293,12 @@ impl Drop for Account {
     fn drop(&mut self) {
         if !self.closed {
             self.close(Outcome::Cancelled);
+            let error = "the caller went away".to_owned();
+            self.model.metrics.work.count_error("CANCELLED");
+            if let Some(copy) = self.copy.take() {
+                copy.failed("CANCELLED", &error);
+            }
+            self.end_trace(Stages::None, Some(("CANCELLED", error)));
             self.model
                 .statistics
                 .record_failure(self.received.elapsed());
@@ -198,7 +317,7 @@ fn common_failure(rows: &[RowResult]) -> Option<RequestError> {
 }
 
 /// Whether no row was run, since the answers were known.
-pub fn all_cached(rows: &[RowResult]) -> bool {
+fn all_cached(rows: &[RowResult]) -> bool {
     rows.iter()
         .all(|row| row.as_ref().is_ok_and(|row| row.cached))
 }

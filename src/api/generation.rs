@@ -9,10 +9,10 @@ use std::{
 use super::account::Account;
 use crate::{
     admission::{Admission, CallContext, GenerateCall, Generation, Piece},
-    api::status,
+    api::{request_log::Copied, status},
     error::RequestError,
     repository::ServedModel,
-    telemetry::{Metrics, RequestTimes},
+    telemetry::{Metrics, RequestTimes, traces::Stages},
 };
 
 /// A generation under way. Dropped before its end it is cancelled, and counts as such.
@@ -47,7 +47,8 @@ pub async fn start_generation(
     let model = admission
         .find_generator(&call.model, &call.version, &context)
         .inspect_err(|error| metrics.count_unrouted(status::map(error).outcome))?;
-    let account = Account::open(Arc::clone(&model), received);
+    let mut account = Account::open(Arc::clone(&model), &context);
+    *account.copy() = Copied::of_generation(admission, &model, &call, &context);
     match admission.generate(Arc::clone(&model), call, context).await {
         Ok(generation) => Ok(AccountedGeneration {
             model,
@@ -72,6 +73,15 @@ impl AccountedGeneration {
                 if !piece.is_prompt {
                     self.generated_tokens += piece.tokens.len() as u64;
                 }
+                if let Some(account) = &mut self.account
+                    && let Some(copy) = account.copy()
+                {
+                    copy.note_piece(&piece);
+                }
+                if let (Some(finish), Some(drift)) = (&piece.finish, &self.model.drift) {
+                    let tokens = self.prompt_tokens as usize;
+                    drift.observe_generated(tokens, finish.generated_tokens, finish.confidence);
+                }
                 Some(Ok(piece))
             }
             Some(Err(error)) => Some(Err(match self.account.take() {
@@ -95,6 +105,7 @@ impl AccountedGeneration {
             return;
         };
         account.note_unrun(self.cached == Some(true));
+        account.note_generated(u64::from(self.prompt_tokens), self.generated_tokens);
         let total = self.received.elapsed();
         let first = self
             .first_piece
@@ -108,9 +119,19 @@ impl AccountedGeneration {
             execute: total.saturating_sub(first),
             output: Duration::ZERO,
         };
+        if account.is_traced() {
+            let started = self.generation.tokenize_started;
+            let stages = Stages::Sequences {
+                tokenize: (started, started + tokenize),
+                prompt_tokens: self.prompt_tokens,
+                sequences: self.generation.sequences(),
+            };
+            account.end_trace(stages, None);
+        }
         tracing::debug!(
             model = self.model.name,
             version = self.model.version,
+            trace_id = account.trace_id(),
             prompt_tokens = self.prompt_tokens,
             generated_tokens = self.generated_tokens,
             first_token_us = first.as_micros() as u64,

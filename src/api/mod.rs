@@ -12,7 +12,9 @@ pub mod jobs;
 pub mod json;
 pub mod listener;
 pub mod proto;
+mod request_log;
 pub mod status;
+pub mod trace;
 
 pub use account::{Answered, answer_call};
 pub use generation::{AccountedGeneration, start_generation};

@@ -370,5 +370,6 @@ fn kept_answer(output: &Arc<RowOutput>) -> RowAnswer {
         queue: Duration::ZERO,
         execute: Duration::ZERO,
         batch_rows: 0,
+        trace: None,
     }
 }

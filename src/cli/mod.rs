@@ -11,6 +11,7 @@ mod key;
 mod page;
 mod quantize;
 mod reach;
+mod replay;
 mod serve;
 mod warm;
 
@@ -49,6 +50,8 @@ enum Command {
     Compare(compare::Compare),
     /// Make an API key.
     Key(key::Key),
+    /// Run a request log again, and compare its answers.
+    Replay(replay::Replay),
     /// Submit requests that can wait to a running server, and fetch their results.
     Jobs(jobs::Jobs),
 }
@@ -85,6 +88,10 @@ pub fn main() -> ExitCode {
         Command::Quantize(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Compare(command) => match command.run() {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Command::Replay(command) => match command.run() {
             Ok(code) => return code,
             Err(error) => Err(error),
         },

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 pub use super::warmup::{CanaryConfig, CanaryInput, WarmupConfig, WarmupPrompt, WarmupShape};
 use super::{
-    CacheConfig, ConfigError, DeviceChoice, GenerateConfig, Precision, Quantize, RolloutConfig,
-    ShareConfig, VersionsConfig, Violation, read_checked, rollout,
+    CacheConfig, ConfigError, DeviceChoice, DriftConfig, GenerateConfig, Precision, Quantize,
+    RolloutConfig, ShareConfig, VersionsConfig, Violation, read_checked, rollout,
 };
 
 /// What a model does.
@@ -136,6 +136,9 @@ pub struct ModelManifest {
     /// What runs before a version is ready.
     #[serde(default)]
     pub warmup: WarmupConfig,
+    /// Whether its rows are compared with what is usual for it.
+    #[serde(default)]
+    pub drift: DriftConfig,
 }
 
 /// Where weights come from, for `ferry fetch`.
@@ -277,6 +280,7 @@ impl ModelManifest {
             shadow: ShareConfig::default(),
             rollout: RolloutConfig::default(),
             warmup: WarmupConfig::default(),
+            drift: DriftConfig::default(),
         }
     }
 
@@ -350,6 +354,7 @@ impl ModelManifest {
         rollout::validate(&self.versions, &self.canary, &self.shadow, &self.rollout)?;
         self.cache.validate()?;
         self.warmup.validate(self.task)?;
+        self.drift.validate()?;
         Violation::unless(
             self.task != Task::Generate || self.resources.instances == 1,
             "resources.instances",

@@ -7,30 +7,38 @@ pub mod admin;
 pub mod auth;
 pub mod cache;
 pub mod device;
+pub mod drift;
 pub mod generate;
 pub mod jobs;
 pub mod locate;
 pub mod manifest;
+pub mod metrics;
 pub mod precision;
 pub mod quantize;
+pub mod request_log;
 pub mod rollout;
 pub mod server;
 pub mod thresholds;
 pub mod tls;
+pub mod traces;
 pub mod warmup;
 
 use std::path::{Path, PathBuf};
 
 pub use cache::CacheConfig;
 pub use device::{DeviceChoice, OnDeviceFailure};
+pub use drift::DriftConfig;
 pub use generate::{CacheType, GenerateConfig};
 pub use jobs::JobsConfig;
 pub use manifest::{Activation, ModelManifest, Pooling, Task, Truncation};
+pub use metrics::MetricsConfig;
 pub use precision::Precision;
 pub use quantize::Quantize;
+pub use request_log::RequestLogConfig;
 pub use rollout::{RolloutConfig, ServedVersions, ShareConfig, VersionRule, VersionsConfig};
 pub use server::ServerConfig;
 pub use thresholds::{Bound, Thresholds};
+pub use traces::TracesConfig;
 
 /// Why a configuration file is refused.
 #[derive(Debug, thiserror::Error)]

@@ -9,8 +9,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigError, DeviceChoice, JobsConfig, OnDeviceFailure, Violation, admin::AdminConfig,
-    auth::AuthConfig, read_checked, tls::TlsConfig,
+    ConfigError, DeviceChoice, JobsConfig, MetricsConfig, OnDeviceFailure, RequestLogConfig,
+    TracesConfig, Violation, admin::AdminConfig, auth::AuthConfig, read_checked, tls::TlsConfig,
 };
 
 /// Everything `ferry serve` can be told. Each section and key may be left out.
@@ -39,6 +39,12 @@ pub struct ServerConfig {
     pub shutdown: ShutdownConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Metrics.
+    pub metrics: MetricsConfig,
+    /// Traces.
+    pub traces: TracesConfig,
+    /// The log of requests.
+    pub request_log: RequestLogConfig,
 }
 
 /// Which models to serve.
@@ -355,6 +361,9 @@ impl ServerConfig {
         self.admin.validate()?;
         self.tls.validate()?;
         self.auth.validate()?;
+        self.metrics.validate()?;
+        self.traces.validate()?;
+        self.request_log.validate()?;
         self.jobs.validate()
     }
 }

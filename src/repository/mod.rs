@@ -5,6 +5,7 @@
 
 mod alarm;
 mod discover;
+mod drift;
 mod folder;
 mod lease;
 mod leaving;
@@ -24,6 +25,7 @@ mod verdict;
 
 pub use alarm::Alarm;
 pub use discover::{FoundModel, find_models};
+pub use drift::DriftWatch;
 pub use folder::follow_folder;
 pub use load::{
     CanaryDone, CanaryUse, LoadError, LoadSettings, LoadStage, LoadTimes, PreparedPlace,

@@ -208,6 +208,13 @@ impl Repository {
             entry.route.clone()
         });
         self.save_route(name);
+        // What it was asked and said while it was looked at is what is usual for it from now on.
+        if let Some(drift) = entry
+            .ready(candidate)
+            .and_then(|served| served.drift.as_ref())
+        {
+            drift.rebase();
+        }
         Ok(route)
     }
 

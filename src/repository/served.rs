@@ -7,7 +7,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 
-use super::{CanaryDone, LoadTimes, Mirror, PreparedUse, lease::Lease};
+use super::{CanaryDone, DriftWatch, LoadTimes, Mirror, PreparedUse, lease::Lease};
 use crate::{
     cache::{RowCache, SequenceCache},
     config::{Activation, ModelManifest, Task},
@@ -41,6 +41,8 @@ pub struct ServedModel {
     pub statistics: Arc<ModelStatistics>,
     /// How its requests end.
     pub traffic: Traffic,
+    /// Whether its rows are as usual, where that is looked for.
+    pub drift: Option<DriftWatch>,
     /// Who gets copies of its requests.
     pub(super) mirror: ArcSwapOption<Mirror>,
     /// Where its instances run, each one's place.

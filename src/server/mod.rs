@@ -25,9 +25,12 @@ use crate::{
     device::{self, DeviceError},
     jobs::{self, Jobs, Runner},
     repository::{Repository, follow_folder, run_rollouts},
-    telemetry::Metrics,
+    telemetry::{Metrics, request_log::RequestLog, traces::Tracer},
     text::CpuPool,
 };
+
+/// Time that the last spans have to be sent in.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why the server can't start.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +76,17 @@ pub enum StartError {
     /// The jobs can't be opened.
     #[error(transparent)]
     Jobs(#[from] jobs::StartError),
+    /// Spans can't be sent as the configuration says.
+    #[error("can't send traces: {0}; see [traces] and OTEL_EXPORTER_OTLP_ENDPOINT")]
+    Traces(std::io::Error),
+    /// The log of requests can't be written.
+    #[error("can't write the request log {}: {source}; see request_log.file", file.display())]
+    RequestLog {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A thread or socket was refused by the system.
     #[error("can't start: {0}")]
     System(#[from] std::io::Error),
@@ -108,7 +122,7 @@ impl Server {
     pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
         // Not when the first model is loaded: a server that can't do what it is told says so at once.
         device::resolve(&config.models.device)?;
-        let metrics = Metrics::new();
+        let metrics = Metrics::with(&config.metrics);
         let repository = Arc::new(Repository::new(config.models.clone(), metrics.clone()));
         let operators = Operators::read(&config.admin, metrics.operators())?;
         let keys_file = config.auth.keys_file.as_deref();
@@ -116,14 +130,19 @@ impl Server {
         let certificates = Certificates::read(&config.tls)?;
         let names = names_to_serve(&config, &repository)?;
         let pool = CpuPool::start(config.text.thread_count(), config.text.max_waiting_bytes)?;
-        let admission = Arc::new(Admission::new(
-            Arc::clone(&repository),
-            pool,
-            config.limits.clone(),
-        ));
+        let request_log =
+            RequestLog::start(&config.request_log, metrics.request_log()).map_err(|source| {
+                StartError::RequestLog {
+                    file: config.request_log.file.clone(),
+                    source,
+                }
+            })?;
+        let admission = Admission::new(Arc::clone(&repository), pool, config.limits.clone());
+        let admission = Arc::new(admission.with_request_log(request_log));
         let started = Arc::new(watch::Sender::new(false));
         let (closing, is_closing) = watch::channel(false);
         let jobs = open_jobs(&config, &metrics).await?;
+        let tracer = Tracer::start(&config.traces, metrics.traces()).map_err(StartError::Traces)?;
         let shared = Shared {
             admission,
             metrics,
@@ -136,6 +155,7 @@ impl Server {
             operators: Arc::new(operators),
             repository_rpcs: config.admin.repository_rpcs(),
             jobs,
+            tracer,
         };
 
         let http_at = SocketAddr::new(config.http.host, config.http.port);
@@ -258,6 +278,14 @@ impl Server {
         };
         let in_time = tokio::time::timeout(self.drain, listeners).await == Ok(true);
         self.loading.abort();
+        let flush = self.shared.tracer.flush();
+        // What a collector that is down would not take is not worth a longer wait.
+        let log = self.shared.admission.request_log().clone();
+        let flushing = tokio::task::spawn_blocking(move || {
+            log.flush(FLUSH_LIMIT);
+            flush.wait(FLUSH_LIMIT);
+        });
+        let _ = flushing.await;
         if in_time {
             tracing::info!("every accepted request is answered");
         } else {

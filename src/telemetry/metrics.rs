@@ -11,10 +11,15 @@ use super::{
     cache::{CacheFamilies, CacheMetrics},
     callers::{CallerFamilies, CallerMetrics},
     device::{DeviceFamilies, DeviceMetrics},
+    drift::{DriftFamilies, DriftMetrics},
     generation::{GenerationFamilies, GenerationMetrics},
     jobs::JobsMetrics,
     operators::{OperatorFamilies, OperatorMetrics},
+    trace_metrics::{RequestLogMetrics, TraceMetrics},
+    usage::{ModelUsage, UsageFamilies},
+    work::{WorkFamilies, WorkMetrics},
 };
+use crate::config::MetricsConfig;
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +67,7 @@ impl Outcome {
 /// Every metric of the process.
 #[derive(Debug, Clone)]
 pub struct Metrics {
+    config: MetricsConfig,
     registry: Registry,
     families: Arc<Families>,
 }
@@ -91,6 +97,11 @@ struct Families {
     cache: CacheFamilies,
     device: DeviceFamilies,
     jobs: JobsMetrics,
+    traces: TraceMetrics,
+    request_log: RequestLogMetrics,
+    drift: DriftFamilies,
+    work: WorkFamilies,
+    usage: Arc<UsageFamilies>,
 }
 
 /// Names for why a batch left; the values of the label `reason`.
@@ -164,12 +175,21 @@ pub struct ModelMetrics {
     pub isolated_batches: IntCounter,
     /// What it runs on.
     pub device: DeviceMetrics,
+    /// How well its work goes.
+    pub work: WorkMetrics,
+    /// Who used it for how much.
+    pub usage: Arc<ModelUsage>,
 }
 
 impl ModelMetrics {
     /// Counts a request that ended so.
     pub fn count_request(&self, outcome: Outcome) {
         self.requests[outcome as usize].inc();
+    }
+
+    /// Requests that ended so.
+    pub fn requests(&self, outcome: Outcome) -> u64 {
+        self.requests[outcome as usize].get()
     }
 }
 
@@ -179,8 +199,17 @@ impl Metrics {
     /// # Panics
     /// Never: the names are constants, checked by a test.
     pub fn new() -> Self {
+        Self::with(&MetricsConfig::default())
+    }
+
+    /// Registers every metric; `config` says how usage is told apart.
+    ///
+    /// # Panics
+    /// Never: the names are constants, checked by a test.
+    pub fn with(config: &MetricsConfig) -> Self {
         let registry = Registry::new();
-        let families = Families::register(&registry).expect("constant, distinct metric names");
+        let families =
+            Families::register(&registry, config).expect("constant, distinct metric names");
         #[cfg(target_os = "linux")]
         registry
             .register(Box::new(
@@ -188,9 +217,15 @@ impl Metrics {
             ))
             .expect("constant, distinct metric names");
         Self {
+            config: config.clone(),
             registry,
             families: Arc::new(families),
         }
+    }
+
+    /// How usage is told apart, and what names there are beside.
+    pub fn config(&self) -> &MetricsConfig {
+        &self.config
     }
 
     /// The handles of one model version.
@@ -219,6 +254,8 @@ impl Metrics {
             waiting_rows: families.waiting_rows.with_label_values(labels),
             isolated_batches: families.isolated_batches.with_label_values(labels),
             device: families.device.model(model, version),
+            work: families.work.model(model, version),
+            usage: Arc::new(families.usage.model(model, version)),
         }
     }
 
@@ -270,6 +307,21 @@ impl Metrics {
         self.families.jobs.clone()
     }
 
+    /// The handles of the request log.
+    pub fn request_log(&self) -> RequestLogMetrics {
+        self.families.request_log.clone()
+    }
+
+    /// The further handles of a model version whose answers are compared with a baseline.
+    pub fn drift(&self, model: &str, version: &str) -> DriftMetrics {
+        self.families.drift.model(model, version)
+    }
+
+    /// The handles of the traces.
+    pub fn traces(&self) -> TraceMetrics {
+        self.families.traces.clone()
+    }
+
     /// Counts a request that ended before it found a model.
     pub fn count_unrouted(&self, outcome: Outcome) {
         self.families
@@ -295,7 +347,7 @@ impl Default for Metrics {
 }
 
 impl Families {
-    fn register(registry: &Registry) -> prometheus::Result<Self> {
+    fn register(registry: &Registry, config: &MetricsConfig) -> prometheus::Result<Self> {
         let model = &["model", "version"];
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let family = IntCounterVec::new(Opts::new(name, help), labels)?;
@@ -388,6 +440,11 @@ impl Families {
             cache: CacheFamilies::register(registry)?,
             device: DeviceFamilies::register(registry)?,
             jobs: JobsMetrics::register(registry)?,
+            traces: TraceMetrics::register(registry)?,
+            request_log: RequestLogMetrics::register(registry)?,
+            drift: DriftFamilies::register(registry)?,
+            work: WorkFamilies::register(registry)?,
+            usage: Arc::new(UsageFamilies::register(registry, config)?),
         })
     }
 }

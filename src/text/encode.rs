@@ -132,6 +132,8 @@ pub struct EncoderLimits {
 #[derive(Debug)]
 pub struct TextEncoder {
     tokenizer: Tokenizer,
+    /// The token for what the vocabulary lacks, where it has one.
+    unknown: Option<u32>,
     vocabulary: usize,
     segments: bool,
     max_tokens: usize,
@@ -190,8 +192,12 @@ impl TextEncoder {
             .with_truncation(None)
             .map_err(|error| error.to_string())?;
         tokenizer.with_padding(None);
+        let unknown = ["[UNK]", "<unk>"]
+            .iter()
+            .find_map(|token| tokenizer.token_to_id(token));
         Ok(Self {
             tokenizer,
+            unknown,
             vocabulary: limits.vocabulary,
             segments: limits.segments,
             max_tokens: limits.max_tokens,
@@ -202,6 +208,14 @@ impl TextEncoder {
     /// Tokens a row may have, special tokens included.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
+    }
+
+    /// How many of these tokens stand for what the vocabulary lacks.
+    pub fn unknown_in(&self, ids: &[u32]) -> u32 {
+        let Some(unknown) = self.unknown else {
+            return 0;
+        };
+        ids.iter().filter(|&&id| id == unknown).count() as u32
     }
 
     /// The text of a token id, if there is one.

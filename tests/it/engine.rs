@@ -61,6 +61,7 @@ fn departure(deadline: Option<Instant>) -> Departure {
         deadline,
         priority: Priority::NORMAL,
         tenant: Arc::from(""),
+        trace: None,
     }
 }
 

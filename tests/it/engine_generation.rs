@@ -98,6 +98,7 @@ fn departure() -> Departure {
         deadline: None,
         priority: Priority::NORMAL,
         tenant: Arc::from(""),
+        trace: None,
     }
 }
 

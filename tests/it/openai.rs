@@ -9,7 +9,7 @@ use super::{generate, support::Running};
 /// An answer: status, headers in lower case, body.
 pub struct Answer {
     pub status: u16,
-    head: String,
+    pub head: String,
     pub body: String,
 }
 

@@ -22,6 +22,7 @@ use crate::{
     error::{RequestError, Stage},
     generation::{InvalidStop, MAX_STOP_BYTES, MAX_STOP_STRINGS, StopText, TokenConstraint},
     repository::{ServedDecoder, ServedModel},
+    telemetry::traces::Sequence,
     text::{GenerationText, SpecialTokens},
 };
 
@@ -109,7 +110,9 @@ impl Admission {
             deadline: context.deadline,
             priority: context.priority,
             tenant: Arc::clone(&context.tenant),
+            trace: None,
         };
+        let boarded = Instant::now();
         let streams = source::board(&decoder, &call, work, &departure)?;
         let all_replayed = streams.iter().all(EventSource::is_replayed);
 
@@ -136,6 +139,10 @@ impl Admission {
                 generated: 0,
                 sum_logprob: 0.0,
                 held: Piece::default(),
+                trace: context
+                    .trace
+                    .as_ref()
+                    .map(|trace| Box::new(Sequence::new(boarded, trace.max_token_events()))),
             });
         let continuations: Vec<_> = continuations.collect();
         // With scores the echo comes from the engine; without, there is nothing to wait for.
@@ -156,6 +163,7 @@ impl Admission {
             prompt,
             tap: None,
             tokenize,
+            tokenize_started: started,
             cached: decoder.cache.is_some().then_some(all_replayed),
             continuations,
             turn: 0,

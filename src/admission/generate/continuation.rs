@@ -14,6 +14,7 @@ use crate::{
     engine::continuous::{ScoredToken, SequenceEvent},
     error::RequestError,
     generation::{FinishReason, StopText},
+    telemetry::traces::Sequence,
     text::{Detokenizer, GenerationText, SpecialTokens},
 };
 
@@ -39,6 +40,8 @@ pub(super) struct Continuation {
     pub(super) sum_logprob: f64,
     /// What is to be sent with the next event, which is known to come at once.
     pub(super) held: Piece,
+    /// What is noted of it, where its request is traced.
+    pub(super) trace: Option<Box<Sequence>>,
 }
 
 impl Continuation {
@@ -96,6 +99,9 @@ impl Continuation {
         self.generated += 1;
         self.first_token
             .get_or_insert_with(|| self.received.elapsed());
+        if let Some(trace) = &mut self.trace {
+            trace.note_token(Instant::now());
+        }
         if self.generated > self.max_tokens {
             // Only the prompt was wanted.
             return None;
@@ -144,6 +150,10 @@ impl Continuation {
     fn finish(&mut self, ending: Ending) -> Finish {
         let closed = self.stream.take().map(EventSource::close);
         let closed = closed.unwrap_or_default();
+        if let Some(trace) = &mut self.trace {
+            trace.started = closed.started;
+            trace.cached_tokens = closed.cached_tokens;
+        }
         let generated = self.generated.min(self.max_tokens);
         Finish {
             ending,

@@ -103,10 +103,12 @@ impl EventSource {
             Self::Engine(stream) | Self::Recorded(stream, _) => Closed {
                 cached_tokens: stream.cached_tokens(),
                 replayed: false,
+                started: stream.started(),
             },
             Self::Replayed(replay) => Closed {
                 cached_tokens: replay.cached_tokens(),
                 replayed: true,
+                started: None,
             },
         }
     }
@@ -124,4 +126,6 @@ pub(super) struct Closed {
     pub(super) cached_tokens: u32,
     /// Whether nothing was generated for it.
     pub(super) replayed: bool,
+    /// When its first step began.
+    pub(super) started: Option<Instant>,
 }

@@ -4,11 +4,14 @@ use std::{
     collections::VecDeque,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{continuation::Continuation, piece::Piece};
-use crate::{admission::mirror::TokenTap, error::RequestError, repository::ServedModel};
+use crate::{
+    admission::mirror::TokenTap, error::RequestError, repository::ServedModel,
+    telemetry::traces::Sequence,
+};
 
 /// A generation whose sequences are in line. Dropping it cancels those that have not ended.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub struct Generation {
     pub prompt_tokens: u32,
     /// Time the prompt took to be tokenized, waiting included.
     pub tokenize: Duration,
+    /// When it began to be.
+    pub tokenize_started: Instant,
     /// Whether nothing is generated, since the whole answer was kept; `None` where the model keeps
     /// none.
     pub cached: Option<bool>,
@@ -50,6 +55,15 @@ impl Generation {
     pub fn is_over(&self) -> bool {
         self.has_failed
             || self.ready.is_empty() && self.continuations.iter().all(Continuation::has_ended)
+    }
+
+    /// What was noted of its sequences, where it is traced.
+    pub fn sequences(&mut self) -> Vec<Sequence> {
+        let continuations = self.continuations.iter_mut();
+        continuations
+            .filter_map(|continuation| continuation.trace.take())
+            .map(|sequence| *sequence)
+            .collect()
     }
 
     fn poll_next(

@@ -13,8 +13,9 @@ pub use jobs::DEFAULT_TENANT;
 
 use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::middleware::from_fn_with_state;
 use tokio::{net::TcpListener, sync::watch};
-use tonic::{codec::CompressionEncoding, transport::Server};
+use tonic::{codec::CompressionEncoding, service::Routes, transport::Server};
 
 use super::{gate::GrpcGate, listener::Incoming};
 use crate::{
@@ -23,10 +24,11 @@ use crate::{
         ferry::v1::{inference_server::InferenceServer, jobs_server::JobsServer},
         inference::grpc_inference_service_server::GrpcInferenceServiceServer,
     },
+    api::trace::trace_request,
     config::{admin::RepositoryRpcs, server::GrpcConfig},
     error::RequestError,
     jobs::Jobs,
-    telemetry::Metrics,
+    telemetry::{Metrics, traces::Tracer},
 };
 
 /// What the services share.
@@ -54,6 +56,8 @@ pub struct Shared {
     pub repository_rpcs: RepositoryRpcs,
     /// Requests that can wait, where they are on.
     pub jobs: Option<Jobs>,
+    /// Which requests are traced.
+    pub tracer: Tracer,
 }
 
 impl Shared {
@@ -111,6 +115,17 @@ pub async fn serve(
     let jobs = JobsServer::new(jobs::JobsService::new(shared.clone()));
     let jobs = with_limits!(jobs, config);
 
+    let mut routes = Routes::new(health::serve_health(&shared))
+        .add_service(reflection::of_public_services().build_v1()?)
+        .add_service(reflection::of_public_services().build_v1alpha()?)
+        .add_service(inference)
+        .add_service(typed)
+        .add_service(jobs);
+    if shared.tracer.is_on() {
+        let traced = from_fn_with_state(shared.tracer.clone(), trace_request);
+        routes = routes.into_axum_router().layer(traced).into();
+    }
+
     let keepalive = Some(config.keepalive_seconds)
         .filter(|&seconds| seconds > 0)
         .map(Duration::from_secs);
@@ -124,12 +139,7 @@ pub async fn serve(
         // A large batch of texts or embeddings shouldn't wait for window updates.
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
-        .add_service(health::serve_health(&shared))
-        .add_service(reflection::of_public_services().build_v1()?)
-        .add_service(reflection::of_public_services().build_v1alpha()?)
-        .add_service(inference)
-        .add_service(typed)
-        .add_service(jobs)
+        .add_routes(routes)
         .serve_with_incoming_shutdown(incoming.into_stream(), shutdown)
         .await?;
     Ok(())

@@ -3,6 +3,7 @@
 
 mod connect;
 mod dashboard;
+mod metrics;
 mod openai;
 
 pub use openai::{ApiError, answer_row};
@@ -12,14 +13,13 @@ use std::{future::Future, net::SocketAddr};
 use axum::{
     Router,
     extract::{State, connect_info::Connected},
-    http::{StatusCode, header},
+    http::StatusCode,
     middleware,
-    response::IntoResponse,
     routing::get,
     serve::IncomingStream,
 };
 
-use super::{gate::http_gate, grpc::Shared, listener::Incoming};
+use super::{gate::http_gate, grpc::Shared, listener::Incoming, trace::trace_request};
 
 /// Serves HTTP on what comes in until `shutdown` is done.
 ///
@@ -30,13 +30,14 @@ pub async fn serve(
     incoming: Incoming,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let routes = Router::new()
+    let tracer = shared.tracer.clone();
+    let mut routes = Router::new()
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         // Open Inference Protocol's names for the same.
         .route("/v2/health/live", get(live))
         .route("/v2/health/ready", get(ready))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(metrics::page))
         .merge(openai::routes())
         .merge(connect::routes())
         .merge(if shared.dashboard {
@@ -45,7 +46,11 @@ pub async fn serve(
             Router::new()
         })
         .method_not_allowed_fallback(openai::wrong_method)
-        .fallback(openai::unknown_route)
+        .fallback(openai::unknown_route);
+    if tracer.is_on() {
+        routes = routes.layer(middleware::from_fn_with_state(tracer, trace_request));
+    }
+    let routes = routes
         .layer(middleware::from_fn_with_state(shared.clone(), http_gate))
         .layer(middleware::from_fn(openai::echo_request_id))
         .with_state(shared)
@@ -82,12 +87,4 @@ async fn ready(State(shared): State<Shared>) -> (StatusCode, &'static str) {
             "a model has lost its device\n",
         )
     }
-}
-
-async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
-    let content_type = "text/plain; version=0.0.4; charset=utf-8";
-    (
-        [(header::CONTENT_TYPE, content_type)],
-        shared.metrics.render(),
-    )
 }

@@ -42,6 +42,8 @@ enum Command {
     Route(route::SetRoute),
     /// Make the canary (without one, the shadow) the stable version, if the manifest's rules hold.
     Promote(route::Promote),
+    /// Make what a version was asked and said until now what is usual for it; drift is told from that.
+    Baseline(route::Baseline),
     /// End the canary; without one, go back to the stable version before this one.
     Rollback(route::Rollback),
 }
@@ -74,6 +76,7 @@ impl Admin {
                 Command::Act(command) => command.run(server, json).await,
                 Command::Route(command) => command.run(server, json).await,
                 Command::Promote(command) => command.run(server, json).await,
+                Command::Baseline(command) => command.run(server, json).await,
                 Command::Rollback(command) => command.run(server, json).await,
             }
         })

@@ -1,4 +1,4 @@
-//! `route`, `promote`, `rollback`: where a model's requests go.
+//! `route`, `promote`, `rollback`: where a model's requests go; `baseline`: what is usual for it.
 
 use std::{collections::HashMap, str::FromStr};
 
@@ -48,6 +48,40 @@ pub struct Promote {
 pub struct Rollback {
     /// The model's name.
     model: String,
+}
+
+/// Record a baseline.
+#[derive(Debug, Args)]
+pub struct Baseline {
+    /// The model's name.
+    model: String,
+    /// The version; left out, the stable one.
+    // Not `version`, which is the flag that every command has.
+    #[arg(id = "number", value_name = "VERSION", value_parser = clap::value_parser!(u64).range(1..))]
+    version: Option<u64>,
+}
+
+impl Baseline {
+    pub async fn run(self, server: Server, json: bool) -> Result<(), AdminFailure> {
+        let mut client = server.client.clone();
+        let request = pb::RecordBaselineRequest {
+            model: self.model,
+            version: self.version.unwrap_or_default(),
+        };
+        let call = async { Ok(client.record_baseline(request).await?.into_inner()) };
+        let pb::RecordBaselineResponse {
+            model,
+            version,
+            rows,
+        } = server.short(call).await?;
+        if json {
+            let document = serde_json::json!({"model": model, "version": version, "rows": rows});
+            println!("{document:#}");
+        } else {
+            println!("{model}: {rows} rows of version {version} are its baseline now");
+        }
+        Ok(())
+    }
 }
 
 impl SetRoute {

@@ -1,15 +1,15 @@
 //! `ferry compare`: asks two models the same and tells how far they agree, how fast each is and what
 //! it weighs. With thresholds it is a gate: exit code 2 when one is broken.
 
-mod client;
+pub(super) mod client;
 mod html;
-mod inputs;
-mod judge;
+pub(super) mod inputs;
+pub(super) mod judge;
 mod measure;
 mod plots;
 mod report;
 mod stage;
-mod subject;
+pub(super) mod subject;
 mod table;
 mod windows;
 

@@ -46,6 +46,8 @@ pub(super) struct Runner {
     metrics: ModelMetrics,
     generation_metrics: GenerationMetrics,
     statistics: Arc<ModelStatistics>,
+    /// Rows and tokens of a step, at most.
+    room: (usize, usize),
 }
 
 /// What a row of a step came to.
@@ -62,7 +64,6 @@ impl Runner {
     ) -> Self {
         Self {
             scheduler,
-            scheduler_options: options.scheduler,
             recovery,
             health,
             commands,
@@ -72,6 +73,11 @@ impl Runner {
             metrics: options.metrics,
             generation_metrics: options.generation_metrics,
             statistics: options.statistics,
+            room: (
+                options.scheduler.max_running,
+                options.scheduler.max_step_tokens,
+            ),
+            scheduler_options: options.scheduler,
         }
     }
 
@@ -296,6 +302,11 @@ impl Runner {
 
     fn run_step(&mut self, forward: &mut StepForward, step: &Step) -> Result<(), Lost> {
         let started = Instant::now();
+        for row in &step.rows {
+            if let Some(active) = self.sequences.get(&row.id) {
+                active.events.note_started(started);
+            }
+        }
         let batch = self.pack(&step.rows);
         let packed_at = Instant::now();
         let output = run_model(forward, &batch);
@@ -482,6 +493,10 @@ impl Runner {
         metrics.tokens.inc_by(batch.tokens.len() as u64);
         metrics.batch_rows.observe(rows as f64);
         metrics.batch_tokens.observe(batch.tokens.len() as f64);
+        let longest = batch.rows.iter().map(|row| row.tokens).max().unwrap_or(0);
+        metrics
+            .work
+            .observe_fill(rows, batch.tokens.len(), longest as usize, self.room);
         metrics.execute.observe(execute.as_secs_f64());
         self.statistics.record_batch(
             rows,

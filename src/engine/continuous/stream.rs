@@ -4,9 +4,12 @@
 //! made room again, lowers the flag and asks to go on. Whichever of the two looks second sees what
 //! the other did, so that a pause is never forgotten.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+    },
+    time::Instant,
 };
 
 use crossbeam::channel::Sender;
@@ -53,6 +56,8 @@ pub enum SequenceEvent {
 struct Shared {
     paused: AtomicBool,
     cached_tokens: AtomicU32,
+    /// When the first step with a part of it began.
+    started: OnceLock<Instant>,
 }
 
 /// The writing end, held by the runner.
@@ -116,6 +121,13 @@ impl EventSink {
         self.shared.cached_tokens.store(tokens, SeqCst);
     }
 
+    /// Tells when the first step with a part of it began. Only the first word counts.
+    pub(super) fn note_started(&self, at: Instant) {
+        if self.shared.started.get().is_none() {
+            let _ = self.shared.started.set(at);
+        }
+    }
+
     /// Whether the sequence must pause: the next step's events might not fit.
     pub(super) fn must_pause(&self) -> bool {
         if self.events.capacity() >= EVENTS_OF_A_STEP {
@@ -155,6 +167,11 @@ impl SequenceStream {
     /// Prompt tokens whose keys and values were found in the cache; known by the first token.
     pub fn cached_tokens(&self) -> u32 {
         self.shared.cached_tokens.load(SeqCst)
+    }
+
+    /// When the first step with a part of it began; known by the first token.
+    pub fn started(&self) -> Option<Instant> {
+        self.shared.started.get().copied()
     }
 
     /// The next event; `None` after the last.

@@ -177,6 +177,10 @@ impl Dispatcher {
             self.out_time = Duration::ZERO;
         }
         if let Some(elapsed) = done.elapsed {
+            if predicted > Duration::ZERO {
+                let ratio = elapsed.as_secs_f64() / predicted.as_secs_f64();
+                self.metrics.work.run_time_ratio.observe(ratio);
+            }
             self.queue
                 .observe(done.tokens, done.sum_len_squared, elapsed);
         }

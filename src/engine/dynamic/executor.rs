@@ -25,11 +25,18 @@ use crate::{
     },
     error::RequestError,
     models::{PackedBatch, RowOutput},
-    telemetry::{BatchTimes, ModelMetrics, ModelStatistics},
+    telemetry::{
+        BatchTimes, ModelMetrics, ModelStatistics,
+        traces::{BatchNotes, RowTrace, TraceLink},
+    },
 };
 
 pub(super) struct Executor {
     pub(super) instance: usize,
+    /// The model's name.
+    pub(super) name: Arc<str>,
+    /// Rows and tokens of a batch, at most.
+    pub(super) room: (usize, usize),
     pub(super) batches: Receiver<Batch<WorkRow>>,
     pub(super) reports: Sender<Report>,
     /// Nothing is ever sent here: it closes when the dispatcher is gone.
@@ -108,8 +115,13 @@ impl Executor {
         self.statistics.record_batch(count, &times);
         match outputs {
             Ok(outputs) => {
+                let traced = self.note_traced(&rows, &packed, [started, packed_at], execute);
+                let batch = traced.as_ref().map(|traced| &traced.batch);
                 for (row, output) in rows.into_iter().zip(outputs) {
-                    answer(row, output, started, execute, count);
+                    answer(row, output, started, execute, count, batch);
+                }
+                if let Some(traced) = traced {
+                    traced.send();
                 }
                 Ok(())
             }
@@ -166,12 +178,35 @@ impl Executor {
             Ok(outputs) => {
                 let (execute, count) = (started.elapsed(), rows.len());
                 for (row, output) in rows.into_iter().zip(outputs) {
-                    answer(row, output, started, execute, count);
+                    answer(row, output, started, execute, count, None);
                 }
                 Ok(())
             }
             Err(failed) => self.run_in_parts(forward, rows, &failed),
         }
+    }
+
+    /// Notes a batch that has rows whose requests are traced.
+    fn note_traced(
+        &self,
+        rows: &[Row<WorkRow>],
+        packed: &PackedBatch,
+        [started, packed_at]: [Instant; 2],
+        execute: Duration,
+    ) -> Option<TracedBatch> {
+        let traced = rows.iter().filter_map(|row| row.payload.trace.as_ref());
+        let links: Vec<TraceLink> = traced.cloned().collect();
+        links.first()?;
+        let batch = Arc::new(BatchNotes {
+            context: TraceLink::batch_context(),
+            model: Arc::clone(&self.name),
+            started,
+            packed: packed_at,
+            executed: packed_at + execute,
+            rows: rows.len(),
+            tokens: packed.tokens().len(),
+        });
+        Some(TracedBatch { batch, links })
     }
 
     fn count(
@@ -186,6 +221,11 @@ impl Executor {
         metrics.tokens.inc_by(packed.tokens().len() as u64);
         metrics.batch_rows.observe(rows.len() as f64);
         metrics.batch_tokens.observe(packed.tokens().len() as f64);
+        let longest = rows.iter().map(|row| row.tokens).max().unwrap_or(0);
+        let tokens = packed.tokens().len();
+        metrics
+            .work
+            .observe_fill(rows.len(), tokens, longest as usize, self.room);
         metrics.execute.observe(execute.as_secs_f64());
         for row in rows {
             let delay = started.saturating_duration_since(row.arrived);
@@ -213,6 +253,21 @@ fn run_model(forward: &Forward, packed: &PackedBatch) -> Result<Vec<RowOutput>, 
 fn fail_all(rows: impl IntoIterator<Item = Row<WorkRow>>, error: &RequestError) {
     for row in rows {
         row.payload.answer(Err(error.clone()));
+    }
+}
+
+/// A batch some of whose rows are traced.
+struct TracedBatch {
+    batch: Arc<BatchNotes>,
+    links: Vec<TraceLink>,
+}
+
+impl TracedBatch {
+    /// Tells of it, when its answers are out.
+    fn send(self) {
+        if let Some(link) = self.links.first() {
+            link.send_batch(self.batch, self.links.iter(), Instant::now());
+        }
     }
 }
 
@@ -247,6 +302,7 @@ fn answer(
     started: Instant,
     execute: Duration,
     batch_rows: usize,
+    batch: Option<&Arc<BatchNotes>>,
 ) {
     if !is_finite(&output) {
         row.payload.answer(Err(RequestError::internal(
@@ -255,11 +311,19 @@ fn answer(
         return;
     }
     let queue = started.saturating_duration_since(row.arrived);
+    let trace = match (batch, &row.payload.trace) {
+        (Some(batch), Some(_)) => Some(Box::new(RowTrace {
+            arrived: row.arrived,
+            batch: Arc::clone(batch),
+        })),
+        _ => None,
+    };
     row.payload.answer(Ok(RowAnswer {
         output,
         queue,
         execute,
         batch_rows,
+        trace,
     }));
 }
 

@@ -91,6 +91,8 @@ impl Engine {
         for (instance, forward) in forwards.into_iter().enumerate() {
             let executor = Executor {
                 instance,
+                name: Arc::from(options.name.as_str()),
+                room: (options.policy.max_rows, options.policy.max_tokens),
                 batches: staged.clone(),
                 reports: reports.clone(),
                 closing: closing.clone(),
@@ -148,7 +150,7 @@ impl Engine {
             .map_err(|waiting| self.full(waiting))?;
 
         let first = self.next_id.fetch_add(count as u64, Relaxed);
-        let (rows, mut answers) = Answers::channel(rows);
+        let (rows, mut answers) = Answers::channel(rows, departure.trace.as_ref());
         let rows = rows
             .into_iter()
             .zip(ids(first, count))

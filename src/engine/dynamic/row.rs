@@ -12,6 +12,7 @@ use crate::{
     batching::Priority,
     error::{RequestError, Stage},
     models::RowOutput,
+    telemetry::traces::{RowTrace, TraceLink},
 };
 
 /// One row to run.
@@ -32,6 +33,8 @@ pub struct Departure {
     pub priority: Priority,
     /// Fair between tenants.
     pub tenant: Arc<str>,
+    /// Whose trace tells of it, if it is traced.
+    pub trace: Option<TraceLink>,
 }
 
 /// One row's answer.
@@ -45,12 +48,15 @@ pub struct RowAnswer {
     pub execute: Duration,
     /// Rows in the batch.
     pub batch_rows: usize,
+    /// Its way through the engine, where its request is traced.
+    pub trace: Option<Box<RowTrace>>,
 }
 
 /// A row with its way back. Dropping it unanswered answers it: nothing accepted is ever lost.
 #[derive(Debug)]
 pub struct WorkRow {
     pub(super) work: RowWork,
+    pub(super) trace: Option<TraceLink>,
     reply: Option<Reply>,
 }
 
@@ -99,13 +105,17 @@ pub struct Answers {
 
 impl Answers {
     /// Work rows for `rows` and the receiving end of their answers.
-    pub(super) fn channel(rows: Vec<(usize, RowWork)>) -> (Vec<WorkRow>, Self) {
+    pub(super) fn channel(
+        rows: Vec<(usize, RowWork)>,
+        trace: Option<&TraceLink>,
+    ) -> (Vec<WorkRow>, Self) {
         let pending = rows.len();
         let (sender, arriving) = mpsc::channel(pending.max(1));
         let rows = rows
             .into_iter()
             .map(|(row, work)| WorkRow {
                 work,
+                trace: trace.cloned(),
                 reply: Some(Reply {
                     row,
                     answers: sender.clone(),

@@ -21,7 +21,11 @@ use std::{
 use arc_swap::ArcSwapOption;
 use candle_core::quantized::GgmlDType;
 
-use super::{FoundModel, Runner, ServedModel, lease::Lease};
+use super::{
+    FoundModel, Runner, ServedModel,
+    drift::{DriftWatch, Watched},
+    lease::Lease,
+};
 use crate::{
     batching::PolicyError,
     config::{Activation, ConfigError, ModelManifest, Quantize, Task},
@@ -246,6 +250,19 @@ pub fn load_version(
         let instances = metrics.instances(&model.name, &version, &place.to_string());
         instances.set(same as i64);
     }
+    let drift = if manifest.drift.enabled {
+        Some(DriftWatch::start(Watched {
+            model: &model.name,
+            task: manifest.task,
+            activation: loaded.activation,
+            labels: loaded.labels.len(),
+            folders: (&model.dir, &dir),
+            config: &manifest.drift,
+            metrics: metrics.drift(&model.name, &version),
+        })?)
+    } else {
+        None
+    };
     let (metrics, statistics) = (loading.metrics.clone(), Arc::clone(&loading.statistics));
     Ok(ServedModel {
         name: model.name.clone(),
@@ -261,6 +278,7 @@ pub fn load_version(
         metrics,
         statistics,
         traffic: Traffic::default(),
+        drift,
         mirror: ArcSwapOption::empty(),
         load_time: started.elapsed(),
         load_times: loaded.times,

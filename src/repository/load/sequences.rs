@@ -90,6 +90,7 @@ impl Sequences<'_> {
             deadline: now.checked_add(PATIENCE),
             priority: Priority::NORMAL,
             tenant: Arc::from(""),
+            trace: None,
         };
         let streams = self.engine.submit(vec![work], &departure, now);
         let streams = streams.map_err(|error| error.to_string())?;

@@ -336,6 +336,33 @@ impl Admin for AdminService {
         )
         .await
     }
+
+    async fn record_baseline(
+        &self,
+        request: Request<pb::RecordBaselineRequest>,
+    ) -> Result<Response<pb::RecordBaselineResponse>, Status> {
+        let (operator, pb::RecordBaselineRequest { model, version }) = open(request)?;
+        check::check_name(&model).map_err(|error| status_of(&error))?;
+        let permit = take(&self.actions, MAX_ACTIONS, "actions")?;
+        let audit = self.audit(operator, "baseline", &model, what(&model, version));
+        let repository = Arc::clone(self.repository());
+        // The file system may be slow.
+        let working = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let result = repository.record_baseline(&model, chosen(version));
+            audit.close(&result);
+            result.map(|(version, rows)| pb::RecordBaselineResponse {
+                model,
+                version,
+                rows,
+            })
+        });
+        working
+            .await
+            .map_err(|_| status_of(&RequestError::internal("the action panicked; see the log")))?
+            .map(Response::new)
+            .map_err(|error| action_status(&error))
+    }
 }
 
 /// The version that was chosen, if one was.

@@ -40,7 +40,12 @@ impl TypedInference {
     }
 
     fn context(&self, metadata: &MetadataMap) -> Result<CallContext, RequestError> {
-        read_context(metadata, self.shared.admission.limits().max_metadata_bytes)
+        let most = self.shared.admission.limits().max_metadata_bytes;
+        let context = read_context(metadata, most)?;
+        Ok(CallContext {
+            endpoint: "grpc",
+            ..context
+        })
     }
 
     /// Runs `call` and encodes its answer.
@@ -221,10 +226,7 @@ impl Inference for TypedInference {
         let context = self.context(&metadata).map_err(|error| status_of(&error))?;
         let shared = self.shared.clone();
         let answers = answer_each(&self.shared, requests, move |request, replies| {
-            let context = CallContext {
-                received: std::time::Instant::now(),
-                ..context.clone()
-            };
+            let context = context.of_part("ferry.v1.Inference/Stream request");
             stream::answer_rows(shared.clone(), request, context, replies)
         });
         Ok(Response::new(answers))

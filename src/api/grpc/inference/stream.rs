@@ -9,7 +9,7 @@ use super::{
 use crate::{
     admission::{Call, CallContext, RowResult},
     api::{
-        account::{all_cached, find, slowest},
+        account::{find, slowest},
         proto::ferry::v1::{
             StreamRequest, StreamResponse, Timing, stream_request::Task, stream_response::Answer,
         },
@@ -93,7 +93,7 @@ async fn run(
         }
     }
     let (queue, execute) = slowest(&results);
-    account.note_unrun(all_cached(&results));
+    account.note_rows(&results);
     match results.into_iter().find_map(Result::err) {
         Some(error) => drop(account.failed(error)),
         None => account.answered(&boarded, queue, execute, std::time::Duration::ZERO),

@@ -61,10 +61,12 @@ impl OpenInference {
     }
 
     fn context(&self, request: &Request<impl Sized>) -> Result<CallContext, RequestError> {
-        read_context(
-            request.metadata(),
-            self.shared.admission.limits().max_metadata_bytes,
-        )
+        let most = self.shared.admission.limits().max_metadata_bytes;
+        let context = read_context(request.metadata(), most)?;
+        Ok(CallContext {
+            endpoint: "open_inference",
+            ..context
+        })
     }
 }
 
@@ -244,10 +246,8 @@ impl GrpcInferenceService for OpenInference {
             &self.shared,
             request.into_inner(),
             move |request, replies| {
-                let context = CallContext {
-                    received: std::time::Instant::now(),
-                    ..context.clone()
-                };
+                let context =
+                    context.of_part("inference.GRPCInferenceService/ModelStreamInfer request");
                 infer_in_stream(shared.clone(), request, context, replies)
             },
         );
@@ -342,7 +342,7 @@ impl GrpcInferenceService for OpenInference {
         &self,
         request: Request<pb::TraceSettingRequest>,
     ) -> Result<Response<pb::TraceSettingResponse>, Status> {
-        settings::trace(&request.into_inner())
+        settings::trace(&request.into_inner(), &self.shared.tracer)
             .map(Response::new)
             .map_err(|error| status_of(&error))
     }

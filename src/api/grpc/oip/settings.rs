@@ -1,5 +1,5 @@
-//! The log and trace settings of the protocol. Log levels are really changed; what Ferry does not
-//! have is told as off, and can't be turned on.
+//! The log and trace settings of the protocol. Log levels are really changed; traces are told as they
+//! are, and what Ferry does not have as off.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,7 @@ use crate::{
         trace_setting_response::SettingValue as TraceValue,
     },
     error::RequestError,
-    telemetry::logs,
+    telemetry::{logs, traces::Tracer},
 };
 
 /// The log settings as last told.
@@ -124,30 +124,53 @@ fn tell(levels: LogLevels) -> pb::LogSettingsResponse {
     }
 }
 
-/// Tells the trace settings; Triton's own trace files can't be turned on.
-pub fn trace(request: &pb::TraceSettingRequest) -> Result<pb::TraceSettingResponse, RequestError> {
-    let off = |values: &[String]| values.iter().all(|value| value == "OFF");
+/// Tells the trace settings: spans go to OpenTelemetry where `[traces]` says so. They can't be changed
+/// while the server runs.
+pub fn trace(
+    request: &pb::TraceSettingRequest,
+    tracer: &Tracer,
+) -> Result<pb::TraceSettingResponse, RequestError> {
+    let told = trace_settings(tracer);
     for (name, setting) in &request.settings {
-        if name == "trace_level" && !off(&setting.value) {
+        let field = || format!("settings.{}", name.chars().take(64).collect::<String>());
+        let Some((_, value)) = told.iter().find(|(told, _)| told == name) else {
+            let known: Vec<_> = told.iter().map(|(name, _)| *name).collect();
+            let found = "a setting that isn't known";
+            return Err(RequestError::invalid(field(), found, known.join(", ")));
+        };
+        // None given asks for the default, which is what the file says.
+        if setting.value.iter().any(|asked| asked != value) {
             return Err(RequestError::Unimplemented {
-                what: "traces in Triton's format; trace_level stays OFF".to_owned(),
+                what: format!("another {name} than '{value}': see [traces] in ferry.toml"),
             });
         }
     }
-    let setting = |name: &str, value: &str| {
-        let value = TraceValue {
-            value: vec![value.to_owned()],
-        };
+    let settings = told.into_iter().map(|(name, value)| {
+        let value = TraceValue { value: vec![value] };
         (name.to_owned(), value)
-    };
+    });
     Ok(pb::TraceSettingResponse {
-        settings: HashMap::from([
-            setting("trace_level", "OFF"),
-            setting("trace_rate", "0"),
-            setting("trace_count", "0"),
-            setting("log_frequency", "0"),
-            setting("trace_file", ""),
-            setting("trace_mode", "triton"),
-        ]),
+        settings: settings.collect(),
     })
+}
+
+fn trace_settings(tracer: &Tracer) -> [(&'static str, String); 6] {
+    // Triton's rate is how many requests there are to a traced one.
+    let rate = tracer
+        .ratio()
+        .filter(|&ratio| ratio > 0.0)
+        .map_or(0, |ratio| (1.0 / ratio).round() as u64);
+    let (level, mode, count) = if tracer.is_on() {
+        ("TIMESTAMPS", "opentelemetry", "-1")
+    } else {
+        ("OFF", "triton", "0")
+    };
+    [
+        ("trace_level", level.to_owned()),
+        ("trace_rate", rate.to_string()),
+        ("trace_count", count.to_owned()),
+        ("log_frequency", "0".to_owned()),
+        ("trace_file", String::new()),
+        ("trace_mode", mode.to_owned()),
+    ]
 }

@@ -57,7 +57,11 @@ impl Continuations {
         let mut usage = Usage::default();
         let running = FuturesUnordered::new();
         for (prompt, call) in calls.into_iter().enumerate() {
-            let context = context.clone();
+            let context = if prompts > 1 {
+                context.of_part("prompt")
+            } else {
+                context.clone()
+            };
             let generation =
                 start_generation(&shared.admission, &shared.metrics, call, context).await?;
             usage.prompt_tokens += u64::from(generation.prompt_tokens);

@@ -38,6 +38,10 @@ impl Incoming {
             Ok((context, version.unwrap_or_default().to_owned()))
         });
         let (context, version) = read.map_err(|error| refuse(shared, error))?;
+        let context = CallContext {
+            endpoint: "openai",
+            ..context
+        };
         let body = read_body(headers, body, MAX_BODY_BYTES)
             .await
             .inspect_err(|_| shared.metrics.count_unrouted(Outcome::Invalid))?;

@@ -1,0 +1,198 @@
+//! Which requests are traced, and the queue that their records wait in.
+
+use std::{
+    borrow::Cow,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use crossbeam::channel::{Sender, TrySendError, bounded};
+use opentelemetry::{
+    propagation::{Extractor, TextMapPropagator as _},
+    trace::{SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState},
+};
+use opentelemetry_sdk::{
+    propagation::TraceContextPropagator,
+    trace::{IdGenerator as _, RandomIdGenerator},
+};
+
+use super::{
+    export,
+    notes::{BatchNotes, Ending},
+    request::RequestTrace,
+};
+use crate::{config::TracesConfig, telemetry::TraceMetrics};
+
+/// What has ended and is to become spans.
+#[derive(Debug)]
+pub(super) enum Record {
+    Request {
+        context: SpanContext,
+        parent: SpanId,
+        parent_is_remote: bool,
+        name: Cow<'static, str>,
+        received: Instant,
+        ended: Instant,
+        ending: Option<Box<Ending>>,
+    },
+    Batch {
+        batch: Arc<BatchNotes>,
+        rows: Vec<SpanContext>,
+        ended: Instant,
+    },
+    /// All before it is to be sent now; the word goes back when it is.
+    Flush(Sender<()>),
+}
+
+/// Decides which requests are traced, and takes their records. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Tracer(Option<Arc<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    queue: Sender<Record>,
+    metrics: TraceMetrics,
+    ratio: f64,
+    /// A trace whose id's last 63 bits are below this is sampled.
+    threshold: u64,
+    parent_based: bool,
+    max_token_events: usize,
+}
+
+/// Waits until everything recorded so far has been sent.
+#[derive(Debug)]
+pub struct Flush(Tracer);
+
+impl Tracer {
+    /// Starts the thread that sends spans, where `config` wants it.
+    ///
+    /// # Errors
+    /// When the exporter can't be built from the configuration, or there is no thread to be had.
+    pub fn start(config: &TracesConfig, metrics: TraceMetrics) -> std::io::Result<Self> {
+        if !config.is_on() {
+            return Ok(Self(None));
+        }
+        let (queue, records) = bounded(config.max_waiting);
+        export::start(config, records, metrics.clone())?;
+        Ok(Self(Some(Arc::new(Inner {
+            queue,
+            metrics,
+            ratio: config.ratio,
+            threshold: (config.ratio * (1_u64 << 63) as f64) as u64,
+            parent_based: config.parent_based,
+            max_token_events: config.max_token_events,
+        }))))
+    }
+
+    /// Whether any request is traced.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Requests of one that are traced; `None` where traces are off.
+    pub fn ratio(&self) -> Option<f64> {
+        self.0.as_ref().map(|inner| inner.ratio)
+    }
+
+    /// Begins the trace of a request with these headers, if it is to be traced.
+    pub fn begin(&self, headers: &dyn Extractor, name: &'static str) -> Option<Arc<RequestTrace>> {
+        let inner = self.0.as_ref()?;
+        let parent = parent_of(headers);
+        let (trace, parent_id, state) = match &parent {
+            Some(parent) => (
+                parent.trace_id(),
+                parent.span_id(),
+                parent.trace_state().clone(),
+            ),
+            None => (
+                RandomIdGenerator::default().new_trace_id(),
+                SpanId::INVALID,
+                TraceState::NONE,
+            ),
+        };
+        let is_sampled = match &parent {
+            Some(parent) if inner.parent_based => parent.is_sampled(),
+            _ => is_sampled(trace, inner.threshold),
+        };
+        is_sampled.then(|| {
+            Arc::new(RequestTrace {
+                tracer: self.clone(),
+                context: sampled(trace, state),
+                parent: parent_id,
+                parent_is_remote: parent.is_some(),
+                name: Cow::Borrowed(name),
+                received: Instant::now(),
+                ending: OnceLock::new(),
+            })
+        })
+    }
+
+    /// Waits for what is under way to be sent; see [`Flush::wait`].
+    pub fn flush(&self) -> Flush {
+        Flush(self.clone())
+    }
+
+    pub(super) fn max_token_events(&self) -> usize {
+        self.0.as_ref().map_or(0, |inner| inner.max_token_events)
+    }
+
+    /// Puts a record in line; one that finds no room is dropped and counted.
+    pub(super) fn send(&self, record: Record) {
+        if let Some(inner) = &self.0
+            && let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+                inner.queue.try_send(record)
+        {
+            inner.metrics.dropped.inc();
+        }
+    }
+}
+
+impl Flush {
+    /// Waits until everything recorded so far has been sent, or `limit` has passed. To be called
+    /// from a thread that may wait.
+    pub fn wait(&self, limit: Duration) -> bool {
+        let Some(inner) = &self.0.0 else {
+            return true;
+        };
+        let until = Instant::now() + limit;
+        let (done, is_done) = bounded(1);
+        inner
+            .queue
+            .send_deadline(Record::Flush(done), until)
+            .is_ok()
+            && is_done.recv_deadline(until).is_ok()
+    }
+}
+
+/// A span within another.
+pub(super) fn context_within(parent: &SpanContext) -> SpanContext {
+    sampled(parent.trace_id(), parent.trace_state().clone())
+}
+
+/// A span of a trace of its own.
+pub(super) fn new_context() -> SpanContext {
+    let trace = RandomIdGenerator::default().new_trace_id();
+    sampled(trace, TraceState::NONE)
+}
+
+fn sampled(trace: TraceId, state: TraceState) -> SpanContext {
+    let span = RandomIdGenerator::default().new_span_id();
+    SpanContext::new(trace, span, TraceFlags::SAMPLED, false, state)
+}
+
+/// The span of the caller, where the headers name one that is valid.
+fn parent_of(headers: &dyn Extractor) -> Option<SpanContext> {
+    headers.get("traceparent")?;
+    let context = TraceContextPropagator::new().extract(headers);
+    let parent = context.span().span_context().clone();
+    parent.is_valid().then_some(parent)
+}
+
+/// As OpenTelemetry's `TraceIdRatioBased` decides, so that servers with the same ratio agree.
+pub(super) fn is_sampled(trace: TraceId, threshold: u64) -> bool {
+    let bytes = trace.to_bytes();
+    let low = bytes[8..]
+        .iter()
+        .fold(0, |low, &byte| low << 8 | u64::from(byte));
+    low >> 1 < threshold
+}

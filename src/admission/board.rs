@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Call, CallContext, arriving::Arriving, mirror::RowTap};
+use super::{Call, CallContext, Escalation, arriving::Arriving, cascade::Climb, mirror::RowTap};
 use crate::{
     config::{Task, server::LimitsConfig},
     engine::{Departure, RowAnswer, RowWork},
@@ -45,7 +45,7 @@ pub struct Admission {
 pub type RowResult = Result<AnsweredRow, RequestError>;
 
 /// One row's answer, with what it tells about its input.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct AnsweredRow {
     /// The model's answer.
     pub answer: RowAnswer,
@@ -55,6 +55,17 @@ pub struct AnsweredRow {
     pub tokens: usize,
     /// Whether the row was not run: its answer was there, or an equal row was just being run.
     pub cached: bool,
+    /// Who answered, where the request's own model was not sure.
+    pub escalation: Option<Box<Escalation>>,
+}
+
+impl AnsweredRow {
+    /// The model that answered a row of a request to `asked`.
+    pub fn answered_by<'a>(&'a self, asked: &'a ServedModel) -> &'a ServedModel {
+        self.escalation
+            .as_ref()
+            .map_or(asked, |escalation| &escalation.by)
+    }
 }
 
 /// A request whose rows are in line. Dropping it cancels those not answered yet.
@@ -66,11 +77,18 @@ pub struct Boarded {
     pub rows: usize,
     /// Time its texts took to be tokenized, waiting included.
     pub tokenize: Duration,
+    own: OwnRows,
+    context: CallContext,
+    climb: Option<Box<Climb>>,
+}
+
+/// The rows as the request's own model answers them.
+#[derive(Debug)]
+pub(super) struct OwnRows {
     encoded: Vec<Option<(EncodedRow, usize)>>,
     refused: VecDeque<(usize, RequestError)>,
     answers: Option<Arriving>,
     deadline: Option<tokio::time::Instant>,
-    context: CallContext,
     tap: Option<RowTap>,
 }
 
@@ -168,9 +186,11 @@ impl Admission {
         call: Call,
         context: CallContext,
     ) -> Result<Boarded, RequestError> {
+        let climb = self.climb(&model, &call, &context)?;
         let tap = self.mirror_rows(&model, &call);
         let mut boarded = self.line_up(model, call, context).await?;
-        boarded.tap = tap;
+        boarded.own.tap = tap;
+        boarded.climb = climb;
         Ok(boarded)
     }
 
@@ -235,12 +255,15 @@ impl Admission {
             model,
             rows,
             tokenize,
-            encoded: kept,
-            refused,
-            answers,
-            deadline,
+            own: OwnRows {
+                encoded: kept,
+                refused,
+                answers,
+                deadline,
+                tap: None,
+            },
             context,
-            tap: None,
+            climb: None,
         })
     }
 
@@ -351,6 +374,43 @@ impl Boarded {
     /// The next row's answer with its index, in the order they become ready; `None` after the last.
     /// After the deadline the rows still out are answered with [`RequestError::DeadlineExceeded`].
     pub async fn next(&mut self) -> Option<(usize, RowResult)> {
+        match &mut self.climb {
+            None => self.own.next().await,
+            Some(climb) => climb.next(&self.model, &mut self.own).await,
+        }
+    }
+
+    /// Every row's answer, in the order of the request.
+    pub async fn all(&mut self) -> Vec<RowResult> {
+        let mut rows: Vec<Option<RowResult>> = (0..self.rows).map(|_| None).collect();
+        while let Some((row, result)) = self.next().await {
+            rows[row] = Some(result);
+        }
+        rows.into_iter()
+            .map(|row| row.unwrap_or_else(|| Err(RequestError::internal("a row got no answer"))))
+            .collect()
+    }
+
+    /// When the request came in.
+    pub fn received(&self) -> Instant {
+        self.context.received
+    }
+
+    /// The times of a request whose slowest row waited `queue` and ran `execute`, answered now.
+    pub fn times(&self, queue: Duration, execute: Duration, output: Duration) -> RequestTimes {
+        RequestTimes {
+            total: self.context.received.elapsed(),
+            queue,
+            input: self.tokenize,
+            execute,
+            output,
+        }
+    }
+}
+
+impl OwnRows {
+    /// As [`Boarded::next`]. May be dropped while it waits; nothing is lost by that.
+    pub(super) async fn next(&mut self) -> Option<(usize, RowResult)> {
         let next = self.next_row().await;
         if let (Some(tap), Some((row, result))) = (&mut self.tap, &next) {
             tap.note(*row, result);
@@ -386,36 +446,10 @@ impl Boarded {
                     encoded,
                     tokens,
                     cached,
+                    escalation: None,
                 })
             }),
         ))
-    }
-
-    /// Every row's answer, in the order of the request.
-    pub async fn all(&mut self) -> Vec<RowResult> {
-        let mut rows: Vec<Option<RowResult>> = (0..self.rows).map(|_| None).collect();
-        while let Some((row, result)) = self.next().await {
-            rows[row] = Some(result);
-        }
-        rows.into_iter()
-            .map(|row| row.unwrap_or_else(|| Err(RequestError::internal("a row got no answer"))))
-            .collect()
-    }
-
-    /// When the request came in.
-    pub fn received(&self) -> Instant {
-        self.context.received
-    }
-
-    /// The times of a request whose slowest row waited `queue` and ran `execute`, answered now.
-    pub fn times(&self, queue: Duration, execute: Duration, output: Duration) -> RequestTimes {
-        RequestTimes {
-            total: self.context.received.elapsed(),
-            queue,
-            input: self.tokenize,
-            execute,
-            output,
-        }
     }
 
     fn give_up(&mut self) {

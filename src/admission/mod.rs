@@ -8,14 +8,17 @@ mod arriving;
 mod attempts;
 mod board;
 mod callers;
+mod cascade;
 mod check;
 mod context;
 mod generate;
 mod mirror;
 mod operators;
+mod unsure;
 
 pub use board::{Admission, AnsweredRow, Boarded, RowResult};
 pub use callers::{Callers, Entered, Need, Place};
+pub use cascade::Escalation;
 pub use check::Call;
 pub use context::{CallContext, ContextError};
 pub use generate::{
@@ -23,3 +26,4 @@ pub use generate::{
     Prompt,
 };
 pub use operators::{Operator, Operators, TokenError};
+pub use unsure::{FallBack, WhenUnsure};

@@ -62,6 +62,7 @@ impl Warm {
             } else {
                 CanaryUse::Check
             },
+            ..LoadSettings::default()
         };
         let models = self.find(&config)?;
         println!("{}", heading());

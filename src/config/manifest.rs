@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::warmup::{CanaryConfig, CanaryInput, WarmupConfig, WarmupPrompt, WarmupShape};
 use super::{
-    CacheConfig, ConfigError, GenerateConfig, Quantize, RolloutConfig, ShareConfig, VersionsConfig,
+    CacheConfig, CascadeConfig, ConfigError, GenerateConfig, Quantize, RolloutConfig, ShareConfig, VersionsConfig,
     Violation, read_checked, rollout,
 };
 
@@ -115,6 +115,9 @@ pub struct ModelManifest {
     /// Whether its answers are kept.
     #[serde(default)]
     pub cache: CacheConfig,
+    /// Which model is asked where this one is not sure.
+    #[serde(default)]
+    pub cascade: CascadeConfig,
     /// What the model runs on.
     #[serde(default)]
     pub resources: ResourcesConfig,
@@ -261,6 +264,7 @@ impl ModelManifest {
             batching: BatchingConfig::default(),
             generate: GenerateConfig::default(),
             cache: CacheConfig::default(),
+            cascade: CascadeConfig::default(),
             resources: ResourcesConfig::default(),
             versions: VersionsConfig::default(),
             canary: ShareConfig::default(),
@@ -311,6 +315,7 @@ impl ModelManifest {
         self.generate.validate()?;
         rollout::validate(&self.versions, &self.canary, &self.shadow, &self.rollout)?;
         self.cache.validate()?;
+        self.cascade.validate(self.task)?;
         self.warmup.validate(self.task)?;
         Violation::unless(
             self.task != Task::Generate || self.resources.instances == 1,

@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod auth;
 pub mod cache;
+pub mod cascade;
 pub mod generate;
 pub mod jobs;
 pub mod locate;
@@ -20,6 +21,7 @@ pub mod warmup;
 use std::path::{Path, PathBuf};
 
 pub use cache::CacheConfig;
+pub use cascade::CascadeConfig;
 pub use generate::{CacheType, GenerateConfig};
 pub use jobs::JobsConfig;
 pub use manifest::{Activation, ModelManifest, Pooling, Task, Truncation};

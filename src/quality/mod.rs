@@ -1,8 +1,10 @@
 //! How far an answer can be trusted: from raw logits to probabilities, confidence and margin; and how
 //! far two models' answers agree.
 
+pub mod calibration;
 pub mod comparison;
 mod confidence;
+mod draws;
 mod spans;
 
 pub use confidence::{Classified, classify, sigmoid, top_probability};

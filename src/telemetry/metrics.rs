@@ -10,6 +10,7 @@ use prometheus::{
 use super::{
     cache::{CacheFamilies, CacheMetrics},
     callers::{CallerFamilies, CallerMetrics},
+    cascade::{CascadeFamilies, CascadeMetrics},
     generation::{GenerationFamilies, GenerationMetrics},
     jobs::JobsMetrics,
     operators::{OperatorFamilies, OperatorMetrics},
@@ -88,6 +89,7 @@ struct Families {
     callers: CallerFamilies,
     operators: OperatorFamilies,
     cache: CacheFamilies,
+    cascade: CascadeFamilies,
     jobs: JobsMetrics,
 }
 
@@ -255,6 +257,11 @@ impl Metrics {
         self.families.cache.model(model, version)
     }
 
+    /// The handles of a model version that hands on to the model `to` what it is not sure of.
+    pub fn cascade(&self, model: &str, version: &str, to: &str) -> CascadeMetrics {
+        self.families.cascade.step(model, version, to)
+    }
+
     /// The handles of the jobs.
     pub fn jobs(&self) -> JobsMetrics {
         self.families.jobs.clone()
@@ -376,6 +383,7 @@ impl Families {
             callers: CallerFamilies::register(registry)?,
             operators: OperatorFamilies::register(registry)?,
             cache: CacheFamilies::register(registry)?,
+            cascade: CascadeFamilies::register(registry)?,
             jobs: JobsMetrics::register(registry)?,
         })
     }

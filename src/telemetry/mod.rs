@@ -6,6 +6,7 @@ pub mod logs;
 
 mod cache;
 mod callers;
+mod cascade;
 mod generation;
 mod jobs;
 mod metrics;
@@ -15,6 +16,7 @@ mod traffic;
 
 pub use cache::CacheMetrics;
 pub use callers::CallerMetrics;
+pub use cascade::CascadeMetrics;
 pub use generation::GenerationMetrics;
 pub use jobs::JobsMetrics;
 pub use metrics::{FlushCounters, Metrics, ModelMetrics, Outcome, TrialMetrics};

@@ -6,6 +6,7 @@ use candle_core::Device;
 
 use super::{
     LoadError, LoadStage, LoadTimes, Loaded, Loading, Stage,
+    calibration,
     canary::{self, CanaryOutput},
     encoder_text, ggml_type, plan, prepared,
     times::timed,
@@ -82,16 +83,12 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         };
         Arc::new(RowCache::new(Arc::clone(&engine), options))
     });
+    let activation = activation_of(manifest, encoder.spec());
     Ok(Loaded {
         labels: encoder.labels().to_vec(),
         output_size: encoder.output_dim(),
-        activation: manifest.classify.activation.unwrap_or_else(|| {
-            if encoder.spec().problem_type.as_deref() == Some("multi_label_classification") {
-                Activation::Sigmoid
-            } else {
-                Activation::Softmax
-            }
-        }),
+        activation,
+        calibration: calibration::read(loading, encoder.labels(), activation)?,
         memory_bytes: encoder.memory_bytes() as u64,
         weight_bytes: encoder.memory_bytes() as u64,
         times,
@@ -102,6 +99,20 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
             engine,
             cache,
         }),
+    })
+}
+
+/// How the logits of a model become probabilities. A score of a pair holds or not.
+fn activation_of(manifest: &ModelManifest, spec: &EncoderSpec) -> Activation {
+    if manifest.task == Task::Rerank {
+        return Activation::Sigmoid;
+    }
+    manifest.classify.activation.unwrap_or_else(|| {
+        if spec.problem_type.as_deref() == Some("multi_label_classification") {
+            Activation::Sigmoid
+        } else {
+            Activation::Softmax
+        }
     })
 }
 

@@ -1,6 +1,8 @@
 //! Loads one version: manifest, weights, tokenizer, engine, warm-up.
 
+mod calibration;
 mod canary;
+mod cascade;
 mod decoder;
 mod encoder;
 mod infer;
@@ -26,10 +28,12 @@ use crate::{
     config::{Activation, ConfigError, ModelManifest, Quantize, Task},
     engine::continuous,
     models::{self, ForwardError, PreparedWeights},
+    quality::calibration::Calibration,
     telemetry::{Metrics, ModelMetrics, ModelStatistics, Traffic},
     text::{ChatError, TokenizerError, VocabularyError},
 };
 
+pub use calibration::{Calibrated, CalibrationRecord, digest_weights};
 pub use canary::CanaryDone;
 pub use encoder::{head_of, load_encoder};
 pub use infer::infer_manifest;
@@ -136,6 +140,22 @@ pub enum LoadError {
         /// The record.
         path: PathBuf,
     },
+    /// The manifest's cascade can't be run.
+    #[error("{}: [cascade]: {reason}", manifest.display())]
+    Cascade {
+        /// The manifest.
+        manifest: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The version's calibration can't be used.
+    #[error("{}: {reason}", path.display())]
+    Calibration {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// Prepared weights can't be written.
     #[error("prepared weights: {0}")]
     Prepared(#[from] models::prepared::WriteError),
@@ -163,6 +183,7 @@ struct Loaded {
     labels: Vec<String>,
     output_size: usize,
     activation: Activation,
+    calibration: Option<Calibration>,
     memory_bytes: u64,
     weight_bytes: u64,
     times: LoadTimes,
@@ -227,6 +248,7 @@ pub fn load_version(
         Task::Generate => decoder::load(&loading)?,
         _ => encoder::load(&loading)?,
     };
+    let cascade = cascade::check(&loading, &loaded.labels)?;
     let prepared = prepared::keep(&loading, loaded.prepared)?;
     tracing::info!(model = model.name, version, times = %loaded.times, "loaded");
     let (metrics, statistics) = (loading.metrics.clone(), Arc::clone(&loading.statistics));
@@ -236,6 +258,8 @@ pub fn load_version(
         labels: loaded.labels,
         output_size: loaded.output_size,
         activation: loaded.activation,
+        calibration: loaded.calibration,
+        cascade,
         memory_bytes: loaded.memory_bytes + manifest.cache.max_bytes().unwrap_or(0) as u64,
         weight_bytes: loaded.weight_bytes,
         manifest,

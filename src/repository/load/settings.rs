@@ -13,6 +13,8 @@ pub struct LoadSettings {
     pub upkeep: Upkeep,
     /// What happens to the recorded outputs.
     pub canary: CanaryUse,
+    /// Whether the version's calibration is left aside, as when it is to be made anew.
+    pub without_calibration: bool,
 }
 
 impl LoadSettings {

@@ -7,6 +7,8 @@ mod stream;
 
 pub use rows::shorten;
 
+use rows::Least;
+
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
@@ -107,7 +109,8 @@ impl Inference for TypedInference {
         request: Request<ClassifyRequest>,
     ) -> Result<Response<ClassifyResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let (top_k, least) = (request.top_k as usize, request.min_confidence);
+        let top_k = request.top_k as usize;
+        let least = Least::of(request.min_confidence, request.on_low_confidence.as_ref());
         self.answer(&metadata, calls::classify(request), |answered| {
             ClassifyResponse {
                 model: Some(rows::model_info(&answered.model)),
@@ -126,10 +129,11 @@ impl Inference for TypedInference {
     ) -> Result<Response<RerankResponse>, Status> {
         let (metadata, _, mut request) = request.into_parts();
         let documents = rows::kept_documents(&mut request);
-        let (top_n, least) = (request.top_n as usize, request.min_confidence);
+        let top_n = request.top_n as usize;
+        let least = Least::of(request.min_confidence, request.on_low_confidence.as_ref());
         self.answer(&metadata, calls::rerank(request), |answered| {
             let mut ranked = rows::in_order(answered, |row, answer| {
-                rows::rerank(row, answer, &documents, least)
+                rows::rerank(row, answer, &answered.model, &documents, least)
             });
             rows::rank(&mut ranked, top_n);
             RerankResponse {
@@ -146,7 +150,8 @@ impl Inference for TypedInference {
         request: Request<ClassifyTokensRequest>,
     ) -> Result<Response<ClassifyTokensResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let (texts, least) = (request.texts.clone(), request.min_confidence);
+        let texts = request.texts.clone();
+        let least = Least::of(request.min_confidence, request.on_low_confidence.as_ref());
         self.answer(&metadata, calls::classify_tokens(request), |answered| {
             ClassifyTokensResponse {
                 model: Some(rows::model_info(&answered.model)),

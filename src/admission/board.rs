@@ -10,7 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Call, CallContext, Escalation, arriving::Arriving, cascade::Climb, mirror::RowTap};
+use tokio::sync::Semaphore;
+
+use super::{
+    Call, CallContext, Escalation, arriving::Arriving, cascade::Climb, explain::MAX_EXPLAINING,
+    mirror::RowTap,
+};
 use crate::{
     config::{Task, server::LimitsConfig},
     engine::{Departure, RowAnswer, RowWork},
@@ -39,6 +44,7 @@ pub struct Admission {
     pool: CpuPool,
     limits: LimitsConfig,
     closed: Arc<AtomicBool>,
+    pub(super) explaining: Arc<Semaphore>,
 }
 
 /// What one row gets.
@@ -100,6 +106,7 @@ impl Admission {
             pool,
             limits,
             closed: Arc::default(),
+            explaining: Arc::new(Semaphore::new(MAX_EXPLAINING)),
         }
     }
 
@@ -209,6 +216,7 @@ impl Admission {
         });
         // Only spans point back into their text.
         call.options.offsets = model.task() == Task::Tokens;
+        let keeps_no_answer = call.keeps_no_answer;
         let started = Instant::now();
         let tokenizing = self.encode_rows(&encoder.text, model.task(), call);
         let encoded = match deadline {
@@ -249,7 +257,7 @@ impl Admission {
                 priority: context.priority,
                 tenant: Arc::clone(&context.tenant),
             };
-            Some(Arriving::board(encoder, work, &departure)?)
+            Some(Arriving::board(encoder, work, &departure, keeps_no_answer)?)
         };
         Ok(Boarded {
             model,

@@ -114,7 +114,10 @@ impl Admission {
             (&asked.model, &asked.version)
         };
         if name.is_empty() {
-            let found = format!("none, and the manifest of '{}' has no [cascade]", model.name);
+            let found = format!(
+                "none, and the manifest of '{}' has no [cascade]",
+                model.name
+            );
             let allowed = "the model that is to answer instead";
             return Err(RequestError::invalid("fallback_model", found, allowed));
         }
@@ -263,7 +266,10 @@ impl Climber {
         let (mut by, mut answer, mut from) = (model, answer, Vec::new());
         let (mut step, mut failed) = (Some(step), false);
         while let Some(next) = step.take() {
-            let been_to = |name: &str| from.iter().any(|model: &Arc<ServedModel>| model.name == name);
+            let been_to = |name: &str| {
+                from.iter()
+                    .any(|model: &Arc<ServedModel>| model.name == name)
+            };
             if from.len() + 1 >= MAX_STAGES || been_to(&next.model) || next.model == by.name {
                 break;
             }
@@ -306,7 +312,11 @@ impl Climber {
         let traffic = TrafficGuard::open(&further, self.context.received);
         let mut boarded = self
             .gate
-            .line_up(Arc::clone(&further), self.call.clone(), self.context.clone())
+            .line_up(
+                Arc::clone(&further),
+                self.call.clone(),
+                self.context.clone(),
+            )
             .await?;
         let (_, answer) = boarded
             .next()

@@ -24,6 +24,8 @@ pub struct Call {
     pub dimensions: usize,
     /// What becomes of answers that the model is not sure of.
     pub when_unsure: WhenUnsure,
+    /// Whether its answers are neither looked up in the response cache nor kept there.
+    pub keeps_no_answer: bool,
     /// The field the rows come from, for errors: row 3 is named `field[3]`.
     pub field: &'static str,
 }

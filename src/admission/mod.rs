@@ -11,6 +11,7 @@ mod callers;
 mod cascade;
 mod check;
 mod context;
+mod explain;
 mod generate;
 mod mirror;
 mod operators;
@@ -21,6 +22,7 @@ pub use callers::{Callers, Entered, Need, Place};
 pub use cascade::Escalation;
 pub use check::Call;
 pub use context::{CallContext, ContextError};
+pub use explain::{ExplainCall, Explained, Explanation};
 pub use generate::{
     Alternative, Ending, Finish, GenerateCall, Generation, MAX_CONTINUATIONS, Piece, PieceToken,
     Prompt,

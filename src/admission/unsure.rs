@@ -2,11 +2,7 @@
 
 use super::AnsweredRow;
 use crate::{
-    config::Task,
-    error::RequestError,
-    models::RowOutput,
-    quality,
-    repository::ServedModel,
+    config::Task, error::RequestError, models::RowOutput, quality, repository::ServedModel,
 };
 
 /// What a request wants done with answers below its confidence.

@@ -65,6 +65,9 @@ mod tests {
             assert!(CascadeConfig::default().validate(task).is_ok());
         }
         let too_sure: CascadeConfig = toml::from_str("model = \"a\"\nbelow = 1.5").unwrap();
-        assert_eq!(too_sure.validate(Task::Rerank).unwrap_err().key, "cascade.below");
+        assert_eq!(
+            too_sure.validate(Task::Rerank).unwrap_err().key,
+            "cascade.below"
+        );
     }
 }

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 pub use super::warmup::{CanaryConfig, CanaryInput, WarmupConfig, WarmupPrompt, WarmupShape};
 use super::{
-    CacheConfig, CascadeConfig, ConfigError, GenerateConfig, Quantize, RolloutConfig, ShareConfig, VersionsConfig,
-    Violation, read_checked, rollout,
+    CacheConfig, CascadeConfig, ConfigError, GenerateConfig, Quantize, RolloutConfig, ShareConfig,
+    VersionsConfig, Violation, read_checked, rollout,
 };
 
 /// What a model does.

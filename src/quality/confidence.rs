@@ -28,20 +28,20 @@ pub fn classify(logits: &[f32], activation: Activation) -> Classified {
 impl Classified {
     /// Ranks the labels by their probabilities. None at all have confidence 0.
     pub fn of(probabilities: Vec<f32>) -> Self {
-    let mut ranking: Vec<usize> = (0..probabilities.len()).collect();
-    ranking.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
-    let probability = |place: usize| {
-        ranking
-            .get(place)
-            .map_or(0.0, |&label| probabilities[label])
-    };
-    Self {
-        confidence: probability(0),
-        margin: probability(0) - probability(1),
-        ranking,
-        probabilities,
+        let mut ranking: Vec<usize> = (0..probabilities.len()).collect();
+        ranking.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
+        let probability = |place: usize| {
+            ranking
+                .get(place)
+                .map_or(0.0, |&label| probabilities[label])
+        };
+        Self {
+            confidence: probability(0),
+            margin: probability(0) - probability(1),
+            ranking,
+            probabilities,
+        }
     }
-}
 }
 
 /// The best label of one token's logits and its softmax probability; `(0, 0)` for no logits.
@@ -95,7 +95,8 @@ pub(super) fn log_odds(logits: &[f64], activation: Activation) -> Vec<f64> {
     let others = |label: usize| {
         let rest = || {
             let all = logits.iter().enumerate();
-            all.filter(move |(at, _)| *at != label).map(|(_, &logit)| logit)
+            all.filter(move |(at, _)| *at != label)
+                .map(|(_, &logit)| logit)
         };
         let max = rest().fold(f64::NEG_INFINITY, f64::max);
         max + rest().map(|logit| (logit - max).exp()).sum::<f64>().ln()

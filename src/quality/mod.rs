@@ -5,6 +5,7 @@ pub mod calibration;
 pub mod comparison;
 mod confidence;
 mod draws;
+pub mod explain;
 mod spans;
 
 pub use confidence::{Classified, classify, sigmoid, top_probability};

@@ -145,9 +145,7 @@ impl ServedModel {
     pub fn classify(&self, logits: &[f32]) -> Classified {
         match &self.calibration {
             None => quality::classify(logits, self.activation),
-            Some(calibration) => {
-                Classified::of(calibration.probabilities(logits, self.activation))
-            }
+            Some(calibration) => Classified::of(calibration.probabilities(logits, self.activation)),
         }
     }
 

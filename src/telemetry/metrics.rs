@@ -11,6 +11,7 @@ use super::{
     cache::{CacheFamilies, CacheMetrics},
     callers::{CallerFamilies, CallerMetrics},
     cascade::{CascadeFamilies, CascadeMetrics},
+    explain::{ExplainFamilies, ExplainMetrics},
     generation::{GenerationFamilies, GenerationMetrics},
     jobs::JobsMetrics,
     operators::{OperatorFamilies, OperatorMetrics},
@@ -90,6 +91,7 @@ struct Families {
     operators: OperatorFamilies,
     cache: CacheFamilies,
     cascade: CascadeFamilies,
+    explain: ExplainFamilies,
     jobs: JobsMetrics,
 }
 
@@ -262,6 +264,11 @@ impl Metrics {
         self.families.cascade.step(model, version, to)
     }
 
+    /// The handles of a model version's explanations by a method.
+    pub fn explain(&self, model: &str, version: &str, method: &str) -> ExplainMetrics {
+        self.families.explain.of(model, version, method)
+    }
+
     /// The handles of the jobs.
     pub fn jobs(&self) -> JobsMetrics {
         self.families.jobs.clone()
@@ -384,6 +391,7 @@ impl Families {
             operators: OperatorFamilies::register(registry)?,
             cache: CacheFamilies::register(registry)?,
             cascade: CascadeFamilies::register(registry)?,
+            explain: ExplainFamilies::register(registry)?,
             jobs: JobsMetrics::register(registry)?,
         })
     }

@@ -63,7 +63,9 @@ pub fn read(path: &Path, model: &ServedModel, limit: usize) -> Result<Vec<Known>
             Failure::from(format!("{} line {line}: {what}", path.display()))
         };
         let mut bounded = reader.by_ref().take(MAX_LINE_BYTES);
-        let read = bounded.read_line(&mut text).map_err(|error| wrong(&error))?;
+        let read = bounded
+            .read_line(&mut text)
+            .map_err(|error| wrong(&error))?;
         if read == 0 || rows.len() == limit {
             break;
         }
@@ -110,7 +112,9 @@ impl Line {
         };
         let holding = match (self.label, self.labels) {
             (Some(Label::Named(label)), None) => vec![label],
-            (None, Some(labels)) if activation == Activation::Sigmoid || labels.len() == 1 => labels,
+            (None, Some(labels)) if activation == Activation::Sigmoid || labels.len() == 1 => {
+                labels
+            }
             (None, Some(labels)) => {
                 return Err(format!(
                     "{} labels; exactly one holds with this model (softmax)",
@@ -167,13 +171,18 @@ mod tests {
     fn what_is_wrong_with_a_row_is_said() {
         let names = ["a", "b"].map(String::from);
         for (json, says) in [
-            (r#"{"text":"x","label":"c"}"#, "'c' is none of the model's: a, b"),
+            (
+                r#"{"text":"x","label":"c"}"#,
+                "'c' is none of the model's: a, b",
+            ),
             (r#"{"text":"x","label":1}"#, "name of a label"),
             (r#"{"text":"x"}"#, "\"label\" or \"labels\""),
             (r#"{"label":"a"}"#, "\"text\""),
             (r#"{"text":"x","labels":["a","b"]}"#, "exactly one"),
         ] {
-            let error = line(json).into_text(&names, Activation::Softmax).unwrap_err();
+            let error = line(json)
+                .into_text(&names, Activation::Softmax)
+                .unwrap_err();
             assert!(error.contains(says), "{error}");
         }
         let error = line(r#"{"query":"q","document":"d","label":"yes"}"#).into_pair();

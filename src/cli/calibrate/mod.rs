@@ -18,8 +18,8 @@ use crate::{
     config::{ServerConfig, Task},
     quality::calibration::{Method, choose, fit, measure, methods_of, split},
     repository::{
-        Calibrated, CalibrationRecord, FoundModel, LoadSettings, PreparedPlace, ServedModel, Upkeep,
-        find_models, load_version,
+        Calibrated, CalibrationRecord, FoundModel, LoadSettings, PreparedPlace, ServedModel,
+        Upkeep, find_models, load_version,
     },
     telemetry::{Metrics, logs},
 };
@@ -146,7 +146,10 @@ impl Calibrate {
             println!("nothing written (--dry-run)");
         } else {
             let path = record.write(&dir)?;
-            println!("wrote {}; used from the version's next load on", path.display());
+            println!(
+                "wrote {}; used from the version's next load on",
+                path.display()
+            );
         }
         Ok(())
     }
@@ -157,8 +160,9 @@ impl Calibrate {
             None => ServerConfig::default().models.directory,
         };
         let (name, version) = self.model.rsplit_once('@').unwrap_or((&self.model, ""));
-        let models = find_models(&folder)
-            .map_err(|error| format!("can't read the models folder {}: {error}", folder.display()))?;
+        let models = find_models(&folder).map_err(|error| {
+            format!("can't read the models folder {}: {error}", folder.display())
+        })?;
         let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
         let found = models.into_iter().find(|model| model.name == name);
         let found = found.ok_or_else(|| {
@@ -177,7 +181,9 @@ impl Calibrate {
         };
         match wanted {
             Some(version) => Ok((found, version)),
-            None => Err(format!("no version '{version}' of '{name}'; there are: {}", there()).into()),
+            None => {
+                Err(format!("no version '{version}' of '{name}'; there are: {}", there()).into())
+            }
         }
     }
 }

@@ -34,11 +34,20 @@ pub fn reliability(title: &str, found: &Measured) -> String {
             bottom + 18.0
         );
     }
-    let most = found.bins.iter().map(|bin| bin.count).max().unwrap_or(0).max(1) as f64;
+    let most = found
+        .bins
+        .iter()
+        .map(|bin| bin.count)
+        .max()
+        .unwrap_or(0)
+        .max(1) as f64;
     for bin in found.bins.iter().filter(|bin| bin.count > 0) {
         let (left, width) = (x(bin.from) + 1.0, (bin.to - bin.from) * SIZE - 2.0);
         let (top, tall) = (y(bin.accuracy), bin.accuracy * SIZE);
-        let (low, high) = (bin.confidence.min(bin.accuracy), bin.confidence.max(bin.accuracy));
+        let (low, high) = (
+            bin.confidence.min(bin.accuracy),
+            bin.confidence.max(bin.accuracy),
+        );
         let depth = bin.count as f64 / most * (COUNTS - 14.0);
         let _ = write!(
             svg,

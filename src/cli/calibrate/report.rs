@@ -64,12 +64,19 @@ impl Report<'_> {
                 format!("platt: {}", curves.join("; "))
             }
             Calibration::Isotonic { curves } => {
-                let points: Vec<_> = curves.iter().map(|curve| curve.x.len().to_string()).collect();
+                let points: Vec<_> = curves
+                    .iter()
+                    .map(|curve| curve.x.len().to_string())
+                    .collect();
                 format!("isotonic: curves of {} points", points.join(", "))
             }
         };
         for (at, (method, loss)) in self.tried.iter().enumerate() {
-            let lead = if at == 0 { "; NLL on unseen rows: " } else { ", " };
+            let lead = if at == 0 {
+                "; NLL on unseen rows: "
+            } else {
+                ", "
+            };
             let _ = write!(text, "{lead}{method} {loss:.4}");
         }
         text
@@ -98,7 +105,11 @@ impl Report<'_> {
             self.fitted()
         );
         if self.failed_rows > 0 {
-            let _ = writeln!(text, "{} rows were not answered and are left out", self.failed_rows);
+            let _ = writeln!(
+                text,
+                "{} rows were not answered and are left out",
+                self.failed_rows
+            );
         }
         text
     }

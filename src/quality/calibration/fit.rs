@@ -68,7 +68,9 @@ pub enum FitError {
         always: bool,
     },
     /// Not for this activation.
-    #[error("Platt's method is for labels that each hold or not (sigmoid); use temperature or isotonic")]
+    #[error(
+        "Platt's method is for labels that each hold or not (sigmoid); use temperature or isotonic"
+    )]
     PlattOfSoftmax,
     /// A model whose only label has probability 1, whatever it says.
     #[error("a softmax over one label is always 1: there is nothing to calibrate")]

@@ -127,7 +127,12 @@ mod tests {
         };
         let found = [-9.0, 0.0, 1.0, 2.0, 9.0].map(|x| curve.at(x));
         let expected = [0.25, 0.25, 0.5, 0.75, 0.75];
-        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12));
+        assert!(
+            found
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a - b).abs() < 1e-12)
+        );
     }
 
     #[test]

@@ -170,7 +170,10 @@ mod tests {
             (Calibration::Temperature { temperature: 0.0 }, 1),
             (Calibration::Platt { curves: Vec::new() }, 1),
         ] {
-            assert!(wrong.check(labels, Activation::Sigmoid).is_err(), "{wrong:?}");
+            assert!(
+                wrong.check(labels, Activation::Sigmoid).is_err(),
+                "{wrong:?}"
+            );
         }
         let platt = Calibration::Platt { curves: Vec::new() };
         assert!(platt.check(0, Activation::Softmax).is_err());

@@ -83,7 +83,10 @@ fn curves_of_one_label_are_scikit_learns() {
             // Ours keeps away from 0 and 1, and so do the slopes to the steps there.
             let free = (0.15..0.85).contains(&expected);
             let within = if free { 1e-6 } else { margin };
-            assert!((found - expected).abs() <= within + 1e-9, "{place}: {found} {expected}");
+            assert!(
+                (found - expected).abs() <= within + 1e-9,
+                "{place}: {found} {expected}"
+            );
         }
 
         let rows: Vec<Labelled> = points

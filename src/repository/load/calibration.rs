@@ -219,9 +219,7 @@ pub(super) fn read(
 }
 
 fn digest(record: &RawValue) -> String {
-    blake3::hash(record.get().as_bytes())
-        .to_hex()
-        .to_string()
+    blake3::hash(record.get().as_bytes()).to_hex().to_string()
 }
 
 /// A digest of a version's weights: the GGUF file, or every file of the checkpoint by name.

@@ -25,7 +25,11 @@ pub(super) fn check(
         reason,
     })?;
     let (model, version) = (&loading.model.name, loading.version);
-    Ok(Some(loading.families.cascade(model, version, &cascade.model)))
+    Ok(Some(loading.families.cascade(
+        model,
+        version,
+        &cascade.model,
+    )))
 }
 
 fn follow(first: &FoundModel, manifest: &ModelManifest, labels: &[String]) -> Result<(), String> {
@@ -38,7 +42,10 @@ fn follow(first: &FoundModel, manifest: &ModelManifest, labels: &[String]) -> Re
         let seen = path.contains(name);
         path.push(name.clone());
         if seen {
-            return Err(format!("the cascade comes back to '{name}': {}", path.join(" → ")));
+            return Err(format!(
+                "the cascade comes back to '{name}': {}",
+                path.join(" → ")
+            ));
         }
         if path.len() > MAX_STAGES {
             let path = path.join(" → ");
@@ -46,7 +53,10 @@ fn follow(first: &FoundModel, manifest: &ModelManifest, labels: &[String]) -> Re
         }
         let Some(found) = models.iter().find(|model| model.name == *name) else {
             let known: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
-            return Err(format!("no model '{name}'; models here: {}", known.join(", ")));
+            return Err(format!(
+                "no model '{name}'; models here: {}",
+                known.join(", ")
+            ));
         };
         let newest = found.versions.last();
         let newest = newest.ok_or_else(|| format!("'{name}' has no version on disk"))?;

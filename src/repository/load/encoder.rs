@@ -5,8 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use candle_core::Device;
 
 use super::{
-    LoadError, LoadStage, LoadTimes, Loaded, Loading, Stage,
-    calibration,
+    LoadError, LoadStage, LoadTimes, Loaded, Loading, Stage, calibration,
     canary::{self, CanaryOutput},
     encoder_text, ggml_type, plan, prepared,
     times::timed,

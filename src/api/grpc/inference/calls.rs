@@ -4,8 +4,7 @@ use crate::{
     admission::{Call, FallBack, WhenUnsure},
     api::proto::ferry::v1::{
         ClassifyRequest, ClassifyTokensRequest, EmbedRequest, LowConfidence, LowConfidenceAction,
-        ModelOptions, RerankRequest,
-        TokenIds, TokenizeRequest, Truncation as ProtoTruncation,
+        ModelOptions, RerankRequest, TokenIds, TokenizeRequest, Truncation as ProtoTruncation,
     },
     config::{Task, Truncation},
     error::RequestError,
@@ -23,7 +22,10 @@ pub fn classify(request: ClassifyRequest) -> Result<Call, RequestError> {
     let when_unsure = when_unsure(request.min_confidence, request.on_low_confidence)?;
     let (rows, field) = texts_or_ids(request.texts, request.token_ids)?;
     let call = call(request.options, Some(Task::Classify), rows, field)?;
-    Ok(Call { when_unsure, ..call })
+    Ok(Call {
+        when_unsure,
+        ..call
+    })
 }
 
 pub fn rerank(request: RerankRequest) -> Result<Call, RequestError> {
@@ -35,14 +37,20 @@ pub fn rerank(request: RerankRequest) -> Result<Call, RequestError> {
         .map(|document| RowInput::Pair(query.clone(), document))
         .collect();
     let call = call(request.options, Some(Task::Rerank), rows, "documents")?;
-    Ok(Call { when_unsure, ..call })
+    Ok(Call {
+        when_unsure,
+        ..call
+    })
 }
 
 pub fn classify_tokens(request: ClassifyTokensRequest) -> Result<Call, RequestError> {
     let when_unsure = when_unsure(request.min_confidence, request.on_low_confidence)?;
     let rows = request.texts.into_iter().map(RowInput::Text).collect();
     let call = call(request.options, Some(Task::Tokens), rows, "texts")?;
-    Ok(Call { when_unsure, ..call })
+    Ok(Call {
+        when_unsure,
+        ..call
+    })
 }
 
 pub fn tokenize(request: TokenizeRequest) -> Result<Call, RequestError> {
@@ -50,7 +58,8 @@ pub fn tokenize(request: TokenizeRequest) -> Result<Call, RequestError> {
     call(request.options, None, rows, "texts")
 }
 
-fn call(
+/// A call of rows with what all requests may say of the model and the cut.
+pub fn call(
     options: Option<ModelOptions>,
     task: Option<Task>,
     rows: Vec<RowInput>,
@@ -82,6 +91,7 @@ fn call(
         },
         dimensions: 0,
         when_unsure: WhenUnsure::default(),
+        keeps_no_answer: false,
         field,
     })
 }

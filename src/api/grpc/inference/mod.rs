@@ -1,6 +1,7 @@
 //! `ferry.v1.Inference`: texts in, typed answers out, row by row.
 
 mod calls;
+mod explain;
 mod generate;
 mod rows;
 mod stream;
@@ -20,9 +21,9 @@ use crate::{
         context::read_context,
         proto::ferry::v1::{
             ChatRequest, ClassifyRequest, ClassifyResponse, ClassifyTokensRequest,
-            ClassifyTokensResponse, EmbedRequest, EmbedResponse, GenerateRequest, RerankRequest,
-            RerankResponse, StreamRequest, StreamResponse, TokenizeRequest, TokenizeResponse,
-            inference_server::Inference,
+            ClassifyTokensResponse, EmbedRequest, EmbedResponse, ExplainRequest, ExplainResponse,
+            GenerateRequest, RerankRequest, RerankResponse, StreamRequest, StreamResponse,
+            TokenizeRequest, TokenizeResponse, inference_server::Inference,
         },
         status::{map, status_of},
     },
@@ -191,6 +192,18 @@ impl Inference for TypedInference {
             })
         };
         tokenized
+            .await
+            .map(Response::new)
+            .map_err(|error| status_of(&error))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<ExplainRequest>,
+    ) -> Result<Response<ExplainResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let context = self.context(&metadata);
+        explain::answer(&self.shared, explain::read(request), context)
             .await
             .map(Response::new)
             .map_err(|error| status_of(&error))

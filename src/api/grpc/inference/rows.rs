@@ -163,9 +163,7 @@ pub fn rerank(
             .as_ref()
             .map_err(Clone::clone)
             .and_then(|answer| match answer.answer.output {
-                RowOutput::Logits(ref logits) if logits.len() == 1 => {
-                    Ok((answer, logits[0]))
-                }
+                RowOutput::Logits(ref logits) if logits.len() == 1 => Ok((answer, logits[0])),
                 _ => Err(unexpected()),
             });
     let document = documents.get(row).cloned().unwrap_or_default();
@@ -321,7 +319,11 @@ fn escalation(answer: &AnsweredRow) -> Option<Escalation> {
     let escalation = answer.escalation.as_ref()?;
     Some(Escalation {
         answered_by: Some(model_info(&escalation.by)),
-        escalated_from: escalation.from.iter().map(|model| model_info(model)).collect(),
+        escalated_from: escalation
+            .from
+            .iter()
+            .map(|model| model_info(model))
+            .collect(),
         failed: escalation.failed,
     })
 }

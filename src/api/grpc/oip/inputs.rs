@@ -36,6 +36,7 @@ pub fn empty_call(model: &ServedModel) -> Call {
         options: EncodeOptions::default(),
         dimensions: 0,
         when_unsure: WhenUnsure::default(),
+        keeps_no_answer: false,
         field: "inputs",
     }
 }
@@ -100,6 +101,7 @@ pub fn decode(
             options: options.rows,
             dimensions: options.dimensions as usize,
             when_unsure: WhenUnsure::default(),
+            keeps_no_answer: false,
             field,
         },
         context,

@@ -80,7 +80,12 @@ pub fn encode(
             .into_iter()
             .map(|(name, time)| (name.to_owned(), microseconds(time)))
             .chain(answered.cached().map(cached_parameter))
-            .chain(model.calibration.as_ref().map(|_| flag_parameter("calibrated")))
+            .chain(
+                model
+                    .calibration
+                    .as_ref()
+                    .map(|_| flag_parameter("calibrated")),
+            )
             .chain(escalation_parameters(model, &rows))
             .collect(),
         outputs,
@@ -117,7 +122,10 @@ fn escalation_parameters(
         (name.to_owned(), pb::InferParameter { parameter_choice })
     };
     vec![
-        parameter("escalated_rows", ParameterChoice::Int64Param(escalated as i64)),
+        parameter(
+            "escalated_rows",
+            ParameterChoice::Int64Param(escalated as i64),
+        ),
         parameter("answered_by", ParameterChoice::StringParam(names.join(","))),
     ]
 }

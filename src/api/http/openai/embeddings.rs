@@ -131,6 +131,7 @@ fn read(body: &[u8]) -> Result<Request, RequestError> {
         options: EncodeOptions::default(),
         dimensions: dimensions as usize,
         when_unsure: WhenUnsure::default(),
+        keeps_no_answer: false,
         field: "input",
     };
     Ok(Request { call, base64 })

@@ -113,6 +113,7 @@ fn read(body: &[u8]) -> Result<Request, RequestError> {
         options: EncodeOptions::default(),
         dimensions: 0,
         when_unsure: WhenUnsure::default(),
+        keeps_no_answer: false,
         field: "documents",
     };
     Ok(Request { call, kept, top_n })
@@ -150,11 +151,14 @@ fn encode(answered: &Answered, kept: &[String], top_n: usize) -> Result<Response
     } else {
         scored.sort_by(|(_, _, one), (_, _, other)| other.total_cmp(one));
     }
-    let results = scored.into_iter().take(top_n).map(|(index, score, _)| Ranked {
-        index,
-        relevance_score: score,
-        document: kept.get(index).map(|text| Document { text }),
-    });
+    let results = scored
+        .into_iter()
+        .take(top_n)
+        .map(|(index, score, _)| Ranked {
+            index,
+            relevance_score: score,
+            document: kept.get(index).map(|text| Document { text }),
+        });
     let ranking = Ranking {
         id: new_id("rerank"),
         model: &answered.model.name,

@@ -44,7 +44,7 @@ struct Line {
 enum Label {
     Named(String),
     Holds(bool),
-    Number(f64),
+    Number(i64),
 }
 
 /// Reads at most `limit` rows for a model.
@@ -96,7 +96,7 @@ impl Line {
         };
         let holds = match self.label {
             Some(Label::Holds(holds)) => holds,
-            Some(Label::Number(number)) if number == 0.0 || number == 1.0 => number > 0.5,
+            Some(Label::Number(number @ 0..=1)) => number == 1,
             _ => return Err("a reranker's \"label\" is 0 or 1, false or true".to_owned()),
         };
         Ok((RowInput::Pair(query, document), vec![holds]))

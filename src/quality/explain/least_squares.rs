@@ -14,9 +14,6 @@ pub(super) fn solve_weighted(
     for ((row, &weight), &target) in rows.iter().zip(weights).zip(targets) {
         for i in 0..width {
             let scaled = weight * row[i];
-            if scaled == 0.0 {
-                continue;
-            }
             right[i] += scaled * target;
             for j in 0..=i {
                 matrix[i][j] += scaled * row[j];

@@ -142,7 +142,7 @@ fn when_unsure(least: f32, asked: Option<LowConfidence>) -> Result<WhenUnsure, R
     Ok(match action {
         LowConfidenceAction::Unspecified => WhenUnsure::AsManifest,
         LowConfidenceAction::Flag => WhenUnsure::Flag,
-        LowConfidenceAction::Abstain if least == 0.0 => {
+        LowConfidenceAction::Abstain if least <= 0.0 => {
             return Err(RequestError::invalid(
                 "min_confidence",
                 0,

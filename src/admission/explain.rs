@@ -145,8 +145,9 @@ impl Admission {
             _ => None,
         };
         let groups = plan.masks().chunks(ROWS_TOGETHER).map(|masks| {
-            let rows = masks.iter().map(|mask| texts.render(mask)).collect();
-            ask(rows)
+            let (texts, ask) = (&texts, &ask);
+            // Written as they board: all of them at once could be more than memory holds.
+            async move { ask(masks.iter().map(|mask| texts.render(mask)).collect()).await }
         });
         let groups: Vec<_> = groups.collect();
         let answers: Vec<Vec<Answer>> = stream::iter(groups).buffered(GROUPS).try_collect().await?;
@@ -168,8 +169,12 @@ impl Admission {
             .iter()
             .map(number)
             .collect::<Result<Vec<f64>, _>>()?;
+        // Of many words and samples it takes tens of milliseconds, too long for a thread of the I/O.
+        let attribution = tokio::task::spawn_blocking(move || plan.attribute(&numbers))
+            .await
+            .map_err(|_| RequestError::internal("the shares could not be computed"))?;
         Ok(Explanation {
-            attribution: plan.attribute(&numbers),
+            attribution,
             label: label
                 .and_then(|label| model.labels.get(label).cloned())
                 .unwrap_or_default(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ferry::api::proto::ferry::v1::{
     ClassifyRequest, EmbedRequest, ExplainClass, ExplainMethod, ExplainOutput, ExplainRequest,
-    ExplainResponse, ExplainScore, ExplainSimilarity, ModelOptions, TextField,
+    ExplainResponse, ExplainScore, ExplainSimilarity, ModelOptions, TextField, WordShare,
     explain_request::Explained,
 };
 use tonic::{Code, Status};
@@ -148,7 +148,7 @@ async fn scores_and_similarities_are_explained_too() {
         ..ExplainRequest::default()
     };
     let found = explain(&running, request.clone()).await.unwrap();
-    let fields: Vec<_> = found.words.iter().map(|word| word.field()).collect();
+    let fields: Vec<_> = found.words.iter().map(WordShare::field).collect();
     let (query, text) = (TextField::Query, TextField::Text);
     assert_eq!(fields, [query, query, text, text, text]);
     assert!(found.additivity_error < 1e-9);

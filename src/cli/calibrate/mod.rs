@@ -28,24 +28,25 @@ use report::Report;
 /// Rows that must be held out for their figures to say anything.
 const LEAST_HELD_OUT: usize = 20;
 
+/// What the file of labels holds, for `--help`.
+const LABELS: &str = r#"Labels: JSON objects, one a line; other keys are passed over.
+  {"text": "...", "label": "benign"}               a classifier's, one label a text
+  {"text": "...", "labels": ["toxic", "threat"]}   labels that each hold or not
+  {"query": "...", "document": "...", "label": 1}  a reranker's; 1 or true where the pair fits
+The labels are the model's own (id2label in its config.json)."#;
+
 /// Make a classifier's or reranker's confidences probabilities, from labelled rows that it was not
 /// trained on.
-///
-/// LABELS is a file of JSON objects, one a line:
-///   {"text": "...", "label": "benign"}               a classifier's, one label a text
-///   {"text": "...", "labels": ["toxic", "threat"]}   labels that each hold or not
-///   {"query": "...", "document": "...", "label": 1}  a reranker's; 1 or true where the pair fits
-/// Other keys are passed over. The labels are the model's own (`id2label` in its config.json).
 ///
 /// Part of the rows is held out, to measure accuracy, expected calibration error (ECE) and mean -ln p
 /// (NLL) before and after. The calibration is written into the version's folder, and used from the
 /// version's next load on.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = LABELS)]
 pub struct Calibrate {
     /// The model's name in the models folder, or NAME@VERSION; the newest version by default.
     model: String,
-    /// Labelled rows, as above.
+    /// Labelled rows, as below.
     #[arg(long, value_name = "FILE")]
     labels: PathBuf,
     /// The models folder.
@@ -97,7 +98,7 @@ impl Calibrate {
             .into());
         }
         let labels = labels::read(&self.labels, &served, self.limit)?;
-        let rows = run::logits(&served, labels)?;
+        let rows = run::logits(&served, &labels)?;
         let split = split(rows.labelled, self.held_out, self.seed);
         if split.held_out.len() < LEAST_HELD_OUT {
             return Err(format!(
@@ -108,12 +109,11 @@ impl Calibrate {
             .into());
         }
         let (activation, bins) = (served.activation, usize::from(self.bins));
-        let (calibration, tried) = match self.method {
-            Some(method) => (fit(&split.fit, activation, method)?, Vec::new()),
-            None => {
-                let choice = choose(&split.fit, activation, methods_of(activation))?;
-                (choice.calibration, choice.tried)
-            }
+        let (calibration, tried) = if let Some(method) = self.method {
+            (fit(&split.fit, activation, method)?, Vec::new())
+        } else {
+            let choice = choose(&split.fit, activation, methods_of(activation))?;
+            (choice.calibration, choice.tried)
         };
         let before = measure(&split.held_out, activation, None, bins);
         let after = measure(&split.held_out, activation, Some(&calibration), bins);

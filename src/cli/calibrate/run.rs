@@ -27,7 +27,7 @@ pub struct Ran {
 ///
 /// # Errors
 /// When no row can be run, with what is wrong with the first.
-pub fn logits(model: &ServedModel, rows: Vec<Known>) -> Result<Ran, Failure> {
+pub fn logits(model: &ServedModel, rows: &[Known]) -> Result<Ran, Failure> {
     let runtime = io_runtime()?;
     let encoder = model.encoder()?;
     // Half of the queue, which then always has a full batch.

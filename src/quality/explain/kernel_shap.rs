@@ -47,7 +47,9 @@ pub(super) fn choose(features: usize, samples: usize, draws: &mut Draws) -> Subs
         })
         .collect();
     let sum: f64 = share.iter().sum();
-    share.iter_mut().for_each(|share| *share /= sum);
+    for share in &mut share {
+        *share /= sum;
+    }
 
     let mut left = samples as f64;
     let mut remaining = share.clone();
@@ -62,7 +64,9 @@ pub(super) fn choose(features: usize, samples: usize, draws: &mut Draws) -> Subs
         left -= count;
         if remaining[size - 1] < 1.0 {
             let rest = 1.0 - remaining[size - 1];
-            remaining.iter_mut().for_each(|share| *share /= rest);
+            for share in &mut remaining {
+                *share /= rest;
+            }
         }
         let weight = share[size - 1] / count;
         each_subset(features, size, &mut |mask: Mask| {

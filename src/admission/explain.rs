@@ -21,8 +21,11 @@ use crate::{
     text::RowInput,
 };
 
-/// Rows of an explanation that board together.
+/// Rows of an explanation that board together, at most.
 const ROWS_TOGETHER: usize = 64;
+/// How long they may run, as predicted: a request that comes meanwhile waits for them, however urgent it
+/// is.
+const TIME_TOGETHER: Duration = Duration::from_millis(20);
 /// Such groups that are under way at a time: one that runs, and one that waits behind it.
 const GROUPS: usize = 2;
 /// Explanations that are under way at a time.
@@ -144,14 +147,17 @@ impl Admission {
             }
             _ => None,
         };
-        let groups = plan.masks().chunks(ROWS_TOGETHER).map(|masks| {
+        let (ends, between) = plan.masks().split_at(2);
+        let mut answers = ask(ends.iter().map(|mask| texts.render(mask)).collect()).await?;
+        let tokens = answers.first().ok_or_else(missing)?.tokens;
+        let groups = between.chunks(rows_together(model, tokens)).map(|masks| {
             let (texts, ask) = (&texts, &ask);
             // Written as they board: all of them at once could be more than memory holds.
             async move { ask(masks.iter().map(|mask| texts.render(mask)).collect()).await }
         });
         let groups: Vec<_> = groups.collect();
-        let answers: Vec<Vec<Answer>> = stream::iter(groups).buffered(GROUPS).try_collect().await?;
-        let answers: Vec<Answer> = answers.into_iter().flatten().collect();
+        let further: Vec<Vec<Answer>> = stream::iter(groups).buffered(GROUPS).try_collect().await?;
+        answers.extend(further.into_iter().flatten());
         runs += answers.len();
 
         let whole = answers.first().ok_or_else(missing)?;
@@ -220,6 +226,16 @@ impl Admission {
         });
         answers.collect()
     }
+}
+
+/// Rows of `tokens` that run within [`TIME_TOGETHER`].
+fn rows_together(model: &ServedModel, tokens: usize) -> usize {
+    let Ok(encoder) = model.encoder() else {
+        return 1;
+    };
+    let one = encoder.engine.predict_row(tokens, ROWS_TOGETHER);
+    let rows = TIME_TOGETHER.as_secs_f64() / one.as_secs_f64().max(1e-9);
+    (rows as usize).clamp(1, ROWS_TOGETHER)
 }
 
 /// The texts of a row whose words are left out.

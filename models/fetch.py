@@ -150,6 +150,11 @@ def build_file(file, target, packages, cache):
     made = target.with_name(target.name + ".made")
     if file.get("build") == "onnx":
         onnx_to_safetensors.convert_file(part, made)
+    elif file.get("build") == "onnx+merge":
+        encoder = target.with_name(target.name + ".encoder")
+        onnx_to_safetensors.convert_file(part, encoder)
+        merge_weights.merge_files(encoder, HERE / file["head"], made)
+        encoder.unlink()
     elif file.get("build") == "merge":
         merge_weights.merge_files(part, HERE / file["head"], made)
     else:

@@ -19,14 +19,15 @@ pub(super) enum Arriving {
 }
 
 impl Arriving {
-    /// Puts rows in line.
+    /// Puts rows in line, past the cache where it `keeps_no_answer`.
     pub(super) fn board(
         encoder: &ServedEncoder,
         rows: Vec<(usize, RowWork)>,
         departure: &Departure,
+        keeps_no_answer: bool,
     ) -> Result<Self, RequestError> {
         let now = Instant::now();
-        match &encoder.cache {
+        match encoder.cache.as_ref().filter(|_| !keeps_no_answer) {
             None => encoder.engine.submit(rows, departure, now).map(Self::Run),
             Some(cache) => cache.board(rows, departure, now).map(Self::Cached),
         }

@@ -10,7 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Call, CallContext, arriving::Arriving, mirror::RowTap};
+use tokio::sync::Semaphore;
+
+use super::{
+    Call, CallContext, Escalation, arriving::Arriving, cascade::Climb, explain::MAX_EXPLAINING,
+    mirror::RowTap,
+};
 use crate::{
     config::{Task, server::LimitsConfig},
     engine::{Departure, RowAnswer, RowWork},
@@ -40,13 +45,14 @@ pub struct Admission {
     limits: LimitsConfig,
     request_log: RequestLog,
     closed: Arc<AtomicBool>,
+    pub(super) explaining: Arc<Semaphore>,
 }
 
 /// What one row gets.
 pub type RowResult = Result<AnsweredRow, RequestError>;
 
 /// One row's answer, with what it tells about its input.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct AnsweredRow {
     /// The model's answer.
     pub answer: RowAnswer,
@@ -58,6 +64,17 @@ pub struct AnsweredRow {
     pub unknown: u32,
     /// Whether the row was not run: its answer was there, or an equal row was just being run.
     pub cached: bool,
+    /// Who answered, where the request's own model was not sure.
+    pub escalation: Option<Box<Escalation>>,
+}
+
+impl AnsweredRow {
+    /// The model that answered a row of a request to `asked`.
+    pub fn answered_by<'a>(&'a self, asked: &'a ServedModel) -> &'a ServedModel {
+        self.escalation
+            .as_ref()
+            .map_or(asked, |escalation| &escalation.by)
+    }
 }
 
 /// A request whose rows are in line. Dropping it cancels those not answered yet.
@@ -71,11 +88,18 @@ pub struct Boarded {
     pub tokenize: Duration,
     /// When they began to be.
     pub tokenize_started: Instant,
+    own: OwnRows,
+    context: CallContext,
+    climb: Option<Box<Climb>>,
+}
+
+/// The rows as the request's own model answers them.
+#[derive(Debug)]
+pub(super) struct OwnRows {
     encoded: Vec<Option<(EncodedRow, usize, u32)>>,
     refused: VecDeque<(usize, RequestError)>,
     answers: Option<Arriving>,
     deadline: Option<tokio::time::Instant>,
-    context: CallContext,
     tap: Option<RowTap>,
 }
 
@@ -88,6 +112,7 @@ impl Admission {
             limits,
             request_log: RequestLog::default(),
             closed: Arc::default(),
+            explaining: Arc::new(Semaphore::new(MAX_EXPLAINING)),
         }
     }
 
@@ -188,9 +213,11 @@ impl Admission {
         call: Call,
         context: CallContext,
     ) -> Result<Boarded, RequestError> {
+        let climb = self.climb(&model, &call, &context)?;
         let tap = self.mirror_rows(&model, &call);
         let mut boarded = self.line_up(model, call, context).await?;
-        boarded.tap = tap;
+        boarded.own.tap = tap;
+        boarded.climb = climb;
         Ok(boarded)
     }
 
@@ -209,6 +236,7 @@ impl Admission {
         });
         // Only spans point back into their text.
         call.options.offsets = model.task() == Task::Tokens;
+        let keeps_no_answer = call.keeps_no_answer;
         let started = Instant::now();
         let tokenizing = self.encode_rows(&encoder.text, model.task(), call);
         let encoded = match deadline {
@@ -254,19 +282,22 @@ impl Admission {
                 tenant: Arc::clone(&context.tenant),
                 trace: context.trace.as_ref().map(|trace| trace.link()),
             };
-            Some(Arriving::board(encoder, work, &departure)?)
+            Some(Arriving::board(encoder, work, &departure, keeps_no_answer)?)
         };
         Ok(Boarded {
             model,
             rows,
             tokenize,
             tokenize_started: started,
-            encoded: kept,
-            refused,
-            answers,
-            deadline,
+            own: OwnRows {
+                encoded: kept,
+                refused,
+                answers,
+                deadline,
+                tap: None,
+            },
             context,
-            tap: None,
+            climb: None,
         })
     }
 
@@ -377,6 +408,43 @@ impl Boarded {
     /// The next row's answer with its index, in the order they become ready; `None` after the last.
     /// After the deadline the rows still out are answered with [`RequestError::DeadlineExceeded`].
     pub async fn next(&mut self) -> Option<(usize, RowResult)> {
+        match &mut self.climb {
+            None => self.own.next().await,
+            Some(climb) => climb.next(&self.model, &mut self.own).await,
+        }
+    }
+
+    /// Every row's answer, in the order of the request.
+    pub async fn all(&mut self) -> Vec<RowResult> {
+        let mut rows: Vec<Option<RowResult>> = (0..self.rows).map(|_| None).collect();
+        while let Some((row, result)) = self.next().await {
+            rows[row] = Some(result);
+        }
+        rows.into_iter()
+            .map(|row| row.unwrap_or_else(|| Err(RequestError::internal("a row got no answer"))))
+            .collect()
+    }
+
+    /// When the request came in.
+    pub fn received(&self) -> Instant {
+        self.context.received
+    }
+
+    /// The times of a request whose slowest row waited `queue` and ran `execute`, answered now.
+    pub fn times(&self, queue: Duration, execute: Duration, output: Duration) -> RequestTimes {
+        RequestTimes {
+            total: self.context.received.elapsed(),
+            queue,
+            input: self.tokenize,
+            execute,
+            output,
+        }
+    }
+}
+
+impl OwnRows {
+    /// As [`Boarded::next`]. May be dropped while it waits; nothing is lost by that.
+    pub(super) async fn next(&mut self) -> Option<(usize, RowResult)> {
         let next = self.next_row().await;
         if let (Some(tap), Some((row, result))) = (&mut self.tap, &next) {
             tap.note(*row, result);
@@ -413,36 +481,10 @@ impl Boarded {
                     tokens,
                     unknown,
                     cached,
+                    escalation: None,
                 })
             }),
         ))
-    }
-
-    /// Every row's answer, in the order of the request.
-    pub async fn all(&mut self) -> Vec<RowResult> {
-        let mut rows: Vec<Option<RowResult>> = (0..self.rows).map(|_| None).collect();
-        while let Some((row, result)) = self.next().await {
-            rows[row] = Some(result);
-        }
-        rows.into_iter()
-            .map(|row| row.unwrap_or_else(|| Err(RequestError::internal("a row got no answer"))))
-            .collect()
-    }
-
-    /// When the request came in.
-    pub fn received(&self) -> Instant {
-        self.context.received
-    }
-
-    /// The times of a request whose slowest row waited `queue` and ran `execute`, answered now.
-    pub fn times(&self, queue: Duration, execute: Duration, output: Duration) -> RequestTimes {
-        RequestTimes {
-            total: self.context.received.elapsed(),
-            queue,
-            input: self.tokenize,
-            execute,
-            output,
-        }
     }
 
     fn give_up(&mut self) {

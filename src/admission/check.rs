@@ -1,5 +1,6 @@
 //! The checks that need neither tokenizer nor model: how many rows, how long, of what kind.
 
+use super::WhenUnsure;
 use crate::{
     config::{Task, server::LimitsConfig},
     error::RequestError,
@@ -21,6 +22,10 @@ pub struct Call {
     pub options: EncodeOptions,
     /// Dimensions of an embedding that are wanted; 0 for all.
     pub dimensions: usize,
+    /// What becomes of answers that the model is not sure of.
+    pub when_unsure: WhenUnsure,
+    /// Whether its answers are neither looked up in the response cache nor kept there.
+    pub keeps_no_answer: bool,
     /// The field the rows come from, for errors: row 3 is named `field[3]`.
     pub field: &'static str,
 }

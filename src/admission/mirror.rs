@@ -306,8 +306,8 @@ fn compare_rows(comparison: &mut Comparison, stable: Side, candidate: Side) {
                 comparison.observe_embeddings(a, b);
             }
             (RowOutput::Logits(a), RowOutput::Logits(b)) => {
-                let a = quality::classify(a, stable.0.activation).probabilities;
-                let b = quality::classify(b, candidate.0.activation).probabilities;
+                let a = stable.0.classify(a).probabilities;
+                let b = candidate.0.classify(b).probabilities;
                 comparison.observe_probabilities(&a, &b);
             }
             (

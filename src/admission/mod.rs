@@ -8,18 +8,24 @@ mod arriving;
 mod attempts;
 mod board;
 mod callers;
+mod cascade;
 mod check;
 mod context;
+mod explain;
 mod generate;
 mod mirror;
 mod operators;
+mod unsure;
 
 pub use board::{Admission, AnsweredRow, Boarded, RowResult};
 pub use callers::{Callers, Entered, Need, Place};
+pub use cascade::Escalation;
 pub use check::Call;
 pub use context::{CallContext, ContextError};
+pub use explain::{ExplainCall, Explained, Explanation};
 pub use generate::{
     Alternative, Ending, Finish, GenerateCall, Generation, MAX_CONTINUATIONS, Piece, PieceToken,
     Prompt,
 };
 pub use operators::{Operator, Operators, TokenError};
+pub use unsure::{FallBack, WhenUnsure};

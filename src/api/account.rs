@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    admission::{Admission, Boarded, Call, CallContext, RowResult},
+    admission::{Admission, AnsweredRow, Boarded, Call, CallContext, RowResult},
     api::{request_log::Copied, status},
     error::RequestError,
     repository::ServedModel,
@@ -33,6 +33,15 @@ pub struct Answered {
 }
 
 impl Answered {
+    /// Rows that another model answered, since the one asked was not sure.
+    pub fn escalated_rows(&self) -> usize {
+        let handed_on = |row: &&AnsweredRow| {
+            let escalation = row.escalation.as_ref();
+            escalation.is_some_and(|escalation| !escalation.from.is_empty())
+        };
+        self.rows.iter().flatten().filter(handed_on).count()
+    }
+
     /// Whether no row was run, since all answers were known; `None` where the model keeps none.
     pub fn cached(&self) -> Option<bool> {
         self.model.is_caching().then(|| all_cached(&self.rows))

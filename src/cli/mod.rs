@@ -2,6 +2,7 @@
 
 mod admin;
 mod bench;
+mod calibrate;
 mod compare;
 mod fetch;
 mod health;
@@ -46,6 +47,8 @@ enum Command {
     Quantize(quantize::Quantize),
     /// Measure a model in process and served over gRPC.
     Bench(bench::Bench),
+    /// Make a classifier's or reranker's confidences probabilities, from labelled rows.
+    Calibrate(calibrate::Calibrate),
     /// Compare two models on the same inputs, as a table, a picture and a gate.
     Compare(compare::Compare),
     /// Make an API key.
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Health(command) => command.run(),
         Command::Quantize(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Calibrate(command) => command.run(),
         Command::Compare(command) => match command.run() {
             Ok(code) => return code,
             Err(error) => Err(error),

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 pub use super::warmup::{CanaryConfig, CanaryInput, WarmupConfig, WarmupPrompt, WarmupShape};
 use super::{
-    CacheConfig, ConfigError, DeviceChoice, DriftConfig, GenerateConfig, Precision, Quantize,
-    RolloutConfig, ShareConfig, VersionsConfig, Violation, read_checked, rollout,
+    CacheConfig, CascadeConfig, ConfigError, DeviceChoice, DriftConfig, GenerateConfig, Precision,
+    Quantize, RolloutConfig, ShareConfig, VersionsConfig, Violation, read_checked, rollout,
 };
 
 /// What a model does.
@@ -118,6 +118,9 @@ pub struct ModelManifest {
     /// Whether its answers are kept.
     #[serde(default)]
     pub cache: CacheConfig,
+    /// Which model is asked where this one is not sure.
+    #[serde(default)]
+    pub cascade: CascadeConfig,
     /// What the model runs on.
     #[serde(default)]
     pub resources: ResourcesConfig,
@@ -274,6 +277,7 @@ impl ModelManifest {
             batching: BatchingConfig::default(),
             generate: GenerateConfig::default(),
             cache: CacheConfig::default(),
+            cascade: CascadeConfig::default(),
             resources: ResourcesConfig::default(),
             versions: VersionsConfig::default(),
             canary: ShareConfig::default(),
@@ -353,6 +357,7 @@ impl ModelManifest {
         self.generate.validate()?;
         rollout::validate(&self.versions, &self.canary, &self.shadow, &self.rollout)?;
         self.cache.validate()?;
+        self.cascade.validate(self.task)?;
         self.warmup.validate(self.task)?;
         self.drift.validate()?;
         Violation::unless(

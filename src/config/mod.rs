@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod auth;
 pub mod cache;
+pub mod cascade;
 pub mod device;
 pub mod drift;
 pub mod generate;
@@ -26,6 +27,7 @@ pub mod warmup;
 use std::path::{Path, PathBuf};
 
 pub use cache::CacheConfig;
+pub use cascade::CascadeConfig;
 pub use device::{DeviceChoice, OnDeviceFailure};
 pub use drift::DriftConfig;
 pub use generate::{CacheType, GenerateConfig};

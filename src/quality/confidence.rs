@@ -19,22 +19,28 @@ pub struct Classified {
 /// Turns one row's logits `[labels]` into probabilities and ranks them. An empty row has confidence
 /// 0.
 pub fn classify(logits: &[f32], activation: Activation) -> Classified {
-    let probabilities = match activation {
+    Classified::of(match activation {
         Activation::Softmax => softmax(logits),
         Activation::Sigmoid => logits.iter().map(|&logit| sigmoid(logit)).collect(),
-    };
-    let mut ranking: Vec<usize> = (0..probabilities.len()).collect();
-    ranking.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
-    let probability = |place: usize| {
-        ranking
-            .get(place)
-            .map_or(0.0, |&label| probabilities[label])
-    };
-    Classified {
-        confidence: probability(0),
-        margin: probability(0) - probability(1),
-        ranking,
-        probabilities,
+    })
+}
+
+impl Classified {
+    /// Ranks the labels by their probabilities. None at all have confidence 0.
+    pub fn of(probabilities: Vec<f32>) -> Self {
+        let mut ranking: Vec<usize> = (0..probabilities.len()).collect();
+        ranking.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
+        let probability = |place: usize| {
+            ranking
+                .get(place)
+                .map_or(0.0, |&label| probabilities[label])
+        };
+        Self {
+            confidence: probability(0),
+            margin: probability(0) - probability(1),
+            ranking,
+            probabilities,
+        }
     }
 }
 
@@ -55,6 +61,48 @@ pub fn sigmoid(x: f32) -> f32 {
         let e = x.exp();
         e / (1.0 + e)
     }
+}
+
+/// [`sigmoid`] in double precision.
+pub(super) fn wide_sigmoid(x: f64) -> f64 {
+    if x >= 0.0 {
+        1.0 / (1.0 + (-x).exp())
+    } else {
+        let e = x.exp();
+        e / (1.0 + e)
+    }
+}
+
+/// The probabilities of logits, in double precision.
+pub(super) fn probabilities_of(logits: &[f64], activation: Activation) -> Vec<f64> {
+    match activation {
+        Activation::Sigmoid => logits.iter().map(|&logit| wide_sigmoid(logit)).collect(),
+        Activation::Softmax => {
+            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let powers: Vec<f64> = logits.iter().map(|logit| (logit - max).exp()).collect();
+            let sum: f64 = powers.iter().sum();
+            powers.into_iter().map(|power| power / sum).collect()
+        }
+    }
+}
+
+/// `ln(p / (1 - p))` of each label's probability, which the logits tell even where the probability
+/// is too close to 1 for a number. A softmax over one label has none, and gives infinity.
+pub(super) fn log_odds(logits: &[f64], activation: Activation) -> Vec<f64> {
+    if activation == Activation::Sigmoid {
+        return logits.to_vec();
+    }
+    let others = |label: usize| {
+        let rest = || {
+            let all = logits.iter().enumerate();
+            all.filter(move |(at, _)| *at != label)
+                .map(|(_, &logit)| logit)
+        };
+        let max = rest().fold(f64::NEG_INFINITY, f64::max);
+        max + rest().map(|logit| (logit - max).exp()).sum::<f64>().ln()
+    };
+    let odds = logits.iter().enumerate();
+    odds.map(|(label, logit)| logit - others(label)).collect()
 }
 
 fn softmax(logits: &[f32]) -> Vec<f32> {

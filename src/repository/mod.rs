@@ -28,9 +28,10 @@ pub use discover::{FoundModel, find_models};
 pub use drift::DriftWatch;
 pub use folder::follow_folder;
 pub use load::{
-    CanaryDone, CanaryUse, LoadError, LoadSettings, LoadStage, LoadTimes, PreparedPlace,
-    PreparedUse, Stage, Upkeep, encoder_text, head_of, infer_manifest, load_encoder,
-    load_encoder_on, load_model, load_version, read_gguf_text, read_manifest,
+    Calibrated, CalibrationRecord, CanaryDone, CanaryUse, LoadError, LoadSettings, LoadStage,
+    LoadTimes, PreparedPlace, PreparedUse, Stage, Upkeep, digest_weights, encoder_text, head_of,
+    infer_manifest, load_encoder, load_encoder_on, load_model, load_version, read_gguf_text,
+    read_manifest,
 };
 pub use memory::NoMemory;
 pub use mirror::{Mirror, MirrorCounts, Trial};

@@ -14,7 +14,8 @@ use crate::{
     device::Place,
     engine::{Engine, GenerationEngine},
     error::RequestError,
-    telemetry::{GenerationMetrics, ModelMetrics, ModelStatistics, Traffic},
+    quality::{self, Classified, calibration::Calibration},
+    telemetry::{CascadeMetrics, GenerationMetrics, ModelMetrics, ModelStatistics, Traffic},
     text::{GenerationText, TextEncoder},
 };
 
@@ -33,6 +34,10 @@ pub struct ServedModel {
     pub output_size: usize,
     /// How a classifier's logits become probabilities.
     pub activation: Activation,
+    /// What makes its probabilities those of being right, where that was fitted.
+    pub calibration: Option<Calibration>,
+    /// Counts what it hands on, where its manifest has a cascade.
+    pub cascade: Option<CascadeMetrics>,
     /// What runs it.
     pub runner: Runner,
     /// Its metrics.
@@ -138,6 +143,24 @@ impl ServedModel {
             Runner::Encoder(encoder) => encoder.text.token_text(id).unwrap_or_default(),
             Runner::Decoder(decoder) => decoder.text.token_text(id),
         }
+    }
+
+    /// What a classifier says of a row of logits `[labels]`, by calibrated probabilities where the
+    /// version has a calibration.
+    pub fn classify(&self, logits: &[f32]) -> Classified {
+        match &self.calibration {
+            None => quality::classify(logits, self.activation),
+            Some(calibration) => Classified::of(calibration.probabilities(logits, self.activation)),
+        }
+    }
+
+    /// The probability that a pair fits, of its logit.
+    pub fn score(&self, logit: f32) -> f32 {
+        let calibrated = self.calibration.as_ref().and_then(|calibration| {
+            let all = calibration.probabilities(&[logit], Activation::Sigmoid);
+            all.first().copied()
+        });
+        calibrated.unwrap_or_else(|| quality::sigmoid(logit))
     }
 
     fn does_not(&self, asked: &str) -> RequestError {

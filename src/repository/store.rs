@@ -26,7 +26,7 @@ use crate::{
         server::{ModelControl, ModelsConfig},
     },
     error::RequestError,
-    telemetry::Metrics,
+    telemetry::{CascadeMetrics, Metrics},
 };
 
 /// The models of one repository folder.
@@ -206,6 +206,11 @@ impl Repository {
             .flat_map(|entry| entry.all_ready())
             .map(|(_, served)| Arc::clone(served))
             .collect()
+    }
+
+    /// Counts what `from` hands on to the model `to`.
+    pub fn cascade_metrics(&self, from: &ServedModel, to: &str) -> CascadeMetrics {
+        self.inner.metrics.cascade(&from.name, &from.version, to)
     }
 
     /// Whether a model was unloaded to make room and comes back when it is asked for.

@@ -10,8 +10,10 @@ use prometheus::{
 use super::{
     cache::{CacheFamilies, CacheMetrics},
     callers::{CallerFamilies, CallerMetrics},
+    cascade::{CascadeFamilies, CascadeMetrics},
     device::{DeviceFamilies, DeviceMetrics},
     drift::{DriftFamilies, DriftMetrics},
+    explain::{ExplainFamilies, ExplainMetrics},
     generation::{GenerationFamilies, GenerationMetrics},
     jobs::JobsMetrics,
     operators::{OperatorFamilies, OperatorMetrics},
@@ -96,6 +98,8 @@ struct Families {
     operators: OperatorFamilies,
     cache: CacheFamilies,
     device: DeviceFamilies,
+    cascade: CascadeFamilies,
+    explain: ExplainFamilies,
     jobs: JobsMetrics,
     traces: TraceMetrics,
     request_log: RequestLogMetrics,
@@ -302,6 +306,16 @@ impl Metrics {
         self.families.device.instances(model, version, device)
     }
 
+    /// The handles of a model version that hands on to the model `to` what it is not sure of.
+    pub fn cascade(&self, model: &str, version: &str, to: &str) -> CascadeMetrics {
+        self.families.cascade.step(model, version, to)
+    }
+
+    /// The handles of a model version's explanations by a method.
+    pub fn explain(&self, model: &str, version: &str, method: &str) -> ExplainMetrics {
+        self.families.explain.of(model, version, method)
+    }
+
     /// The handles of the jobs.
     pub fn jobs(&self) -> JobsMetrics {
         self.families.jobs.clone()
@@ -439,6 +453,8 @@ impl Families {
             operators: OperatorFamilies::register(registry)?,
             cache: CacheFamilies::register(registry)?,
             device: DeviceFamilies::register(registry)?,
+            cascade: CascadeFamilies::register(registry)?,
+            explain: ExplainFamilies::register(registry)?,
             jobs: JobsMetrics::register(registry)?,
             traces: TraceMetrics::register(registry)?,
             request_log: RequestLogMetrics::register(registry)?,

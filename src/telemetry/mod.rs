@@ -8,8 +8,10 @@ pub mod traces;
 
 mod cache;
 mod callers;
+mod cascade;
 mod device;
 mod drift;
+mod explain;
 mod generation;
 mod jobs;
 mod metrics;
@@ -22,8 +24,10 @@ mod work;
 
 pub use cache::CacheMetrics;
 pub use callers::CallerMetrics;
+pub use cascade::CascadeMetrics;
 pub use device::DeviceMetrics;
 pub use drift::DriftMetrics;
+pub use explain::ExplainMetrics;
 pub use generation::GenerationMetrics;
 pub use jobs::JobsMetrics;
 pub use metrics::{FlushCounters, Metrics, ModelMetrics, Outcome, TrialMetrics};

@@ -74,6 +74,10 @@ async fn call(
             call.run("TokenizeRequest", "TokenizeResponse", answer)
                 .await
         }
+        "Explain" => {
+            let answer = async |request| service.explain(request).await;
+            call.run("ExplainRequest", "ExplainResponse", answer).await
+        }
         "Generate" | "Chat" | "Stream" => Err(Status::unimplemented(format!(
             "{method} streams, which is served over gRPC; over HTTP, /v1/completions and \
              /v1/chat/completions do"

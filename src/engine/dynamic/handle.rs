@@ -206,6 +206,14 @@ impl Engine {
         Duration::from_nanos(self.load.backlog_ns[priority.level()].load(Relaxed))
     }
 
+    /// Predicted share of a batch's run time that one row of `tokens` has, among `rows` alike.
+    pub fn predict_row(&self, tokens: usize, rows: usize) -> Duration {
+        let coefficient = |bits: &AtomicU64| f64::from_bits(bits.load(Relaxed));
+        let fixed = coefficient(&self.load.fixed_ns) / rows.max(1) as f64;
+        let nanoseconds = fixed + coefficient(&self.load.token_ns) * tokens as f64;
+        Duration::from_nanos(nanoseconds.max(0.0) as u64)
+    }
+
     fn check_deadline(
         &self,
         tokens: usize,

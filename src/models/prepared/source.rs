@@ -68,6 +68,11 @@ impl SourceFiles {
         Ok(Self(files))
     }
 
+    /// Where they are, by name.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(PathBuf::as_path)
+    }
+
     /// The files as they are, with a digest of their content.
     pub(super) fn describe(&self) -> io::Result<Vec<SourceFile>> {
         let describe = |path: &PathBuf| {

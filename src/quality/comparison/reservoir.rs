@@ -1,4 +1,6 @@
-//! A uniform sample of a stream, bounded (Vitter's algorithm R), and its seeded random numbers.
+//! A uniform sample of a stream, bounded (Vitter's algorithm R).
+
+use crate::quality::draws::Draws;
 
 /// At most `capacity` of the items offered, each as likely to be kept as any other; all of them
 /// while they fit. The same items in the same order leave the same sample.
@@ -17,7 +19,7 @@ impl<T> Reservoir<T> {
             kept: Vec::new(),
             capacity: capacity.max(1),
             seen: 0,
-            draws: Draws(seed),
+            draws: Draws::new(seed),
         }
     }
 
@@ -71,21 +73,6 @@ impl<T> Reservoir<T> {
 
     fn len(&self) -> u64 {
         self.kept.len() as u64
-    }
-}
-
-/// `SplitMix64` (Steele, Lea and Flood 2014).
-#[derive(Debug, Clone)]
-struct Draws(u64);
-
-impl Draws {
-    /// A number of `0..bound`; the bias of the remainder is below `bound / 2⁶⁴`.
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % bound
     }
 }
 

@@ -135,6 +135,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         labels: Vec::new(),
         output_size: 0,
         activation: Activation::Softmax,
+        calibration: None,
         memory_bytes: memory_bytes as u64,
         weight_bytes: weight_bytes as u64,
         times,

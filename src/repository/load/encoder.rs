@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use candle_core::Device;
 
 use super::{
-    LoadError, LoadStage, LoadTimes, Loaded, Loading, Stage,
+    LoadError, LoadStage, LoadTimes, Loaded, Loading, Stage, calibration,
     canary::{self, CanaryOutput},
     encoder_text, ggml_type,
     instances::Instances,
@@ -56,7 +56,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     let policy = policy_of(manifest);
     policy.validate()?;
 
-    let told = Told::of(&encoder);
+    let told = Told::of(&encoder, manifest);
     let instances = Instances::new(loading, source, options);
     let forwards = times.measure(Stage::Weights, || instances.load_others(encoder))?;
     let forward = Arc::clone(&forwards[0]);
@@ -94,9 +94,10 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     let copies = instances.copies() as u64;
     Ok(Loaded {
         places: instances.places,
+        calibration: calibration::read(loading, &told.labels, told.activation)?,
         labels: told.labels,
         output_size: told.output_size,
-        activation: manifest.classify.activation.unwrap_or(told.activation),
+        activation: told.activation,
         memory_bytes: told.memory_bytes * copies,
         weight_bytes: told.memory_bytes,
         times,
@@ -119,19 +120,28 @@ struct Told {
 }
 
 impl Told {
-    fn of(encoder: &EncoderModel) -> Self {
-        let several = encoder.spec().problem_type.as_deref() == Some("multi_label_classification");
+    fn of(encoder: &EncoderModel, manifest: &ModelManifest) -> Self {
         Self {
             labels: encoder.labels().to_vec(),
             output_size: encoder.output_dim(),
-            activation: if several {
-                Activation::Sigmoid
-            } else {
-                Activation::Softmax
-            },
+            activation: activation_of(manifest, encoder.spec()),
             memory_bytes: encoder.memory_bytes() as u64,
         }
     }
+}
+
+/// How the logits of a model become probabilities. A score of a pair holds or not.
+fn activation_of(manifest: &ModelManifest, spec: &EncoderSpec) -> Activation {
+    if manifest.task == Task::Rerank {
+        return Activation::Sigmoid;
+    }
+    manifest.classify.activation.unwrap_or_else(|| {
+        if spec.problem_type.as_deref() == Some("multi_label_classification") {
+            Activation::Sigmoid
+        } else {
+            Activation::Softmax
+        }
+    })
 }
 
 /// Loads the weights of a version on the CPU: those of its GGUF file if it has one, else its

@@ -1,6 +1,8 @@
 //! Loads one version: manifest, weights, tokenizer, engine, warm-up.
 
+mod calibration;
 mod canary;
+mod cascade;
 mod decoder;
 mod encoder;
 mod infer;
@@ -32,10 +34,12 @@ use crate::{
     device::{self, DeviceError, Place},
     engine::continuous,
     models::{self, ForwardError, PreparedWeights},
+    quality::calibration::Calibration,
     telemetry::{Metrics, ModelMetrics, ModelStatistics, Traffic},
     text::{ChatError, TokenizerError, VocabularyError},
 };
 
+pub use calibration::{Calibrated, CalibrationRecord, digest_weights};
 pub use canary::CanaryDone;
 pub use encoder::{head_of, load_encoder, load_encoder_on};
 pub use infer::infer_manifest;
@@ -145,6 +149,22 @@ pub enum LoadError {
     /// There is no such device here.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The manifest's cascade can't be run.
+    #[error("{}: [cascade]: {reason}", manifest.display())]
+    Cascade {
+        /// The manifest.
+        manifest: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The version's calibration can't be used.
+    #[error("{}: {reason}", path.display())]
+    Calibration {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// Prepared weights can't be written.
     #[error("prepared weights: {0}")]
     Prepared(#[from] models::prepared::WriteError),
@@ -176,6 +196,7 @@ struct Loaded {
     labels: Vec<String>,
     output_size: usize,
     activation: Activation,
+    calibration: Option<Calibration>,
     memory_bytes: u64,
     weight_bytes: u64,
     times: LoadTimes,
@@ -243,6 +264,7 @@ pub fn load_version(
         Task::Generate => decoder::load(&loading)?,
         _ => encoder::load(&loading)?,
     };
+    let cascade = cascade::check(&loading, &loaded.labels)?;
     let prepared = prepared::keep(&loading, loaded.prepared)?;
     tracing::info!(model = model.name, version, times = %loaded.times, "loaded");
     for place in &loaded.places {
@@ -270,6 +292,8 @@ pub fn load_version(
         labels: loaded.labels,
         output_size: loaded.output_size,
         activation: loaded.activation,
+        calibration: loaded.calibration,
+        cascade,
         memory_bytes: loaded.memory_bytes + manifest.cache.max_bytes().unwrap_or(0) as u64,
         weight_bytes: loaded.weight_bytes,
         manifest,

@@ -25,6 +25,8 @@ pub struct LoadSettings {
     pub on_device_failure: OnDeviceFailure,
     /// Who is told when one does.
     pub alarm: Alarm,
+    /// Whether the version's calibration is left aside, as when it is to be made anew.
+    pub without_calibration: bool,
 }
 
 impl LoadSettings {

@@ -1,10 +1,10 @@
 //! From the typed requests to admission's calls.
 
 use crate::{
-    admission::Call,
+    admission::{Call, FallBack, WhenUnsure},
     api::proto::ferry::v1::{
-        ClassifyRequest, ClassifyTokensRequest, EmbedRequest, ModelOptions, RerankRequest,
-        TokenIds, TokenizeRequest, Truncation as ProtoTruncation,
+        ClassifyRequest, ClassifyTokensRequest, EmbedRequest, LowConfidence, LowConfidenceAction,
+        ModelOptions, RerankRequest, TokenIds, TokenizeRequest, Truncation as ProtoTruncation,
     },
     config::{Task, Truncation},
     error::RequestError,
@@ -19,26 +19,38 @@ pub fn embed(request: EmbedRequest) -> Result<Call, RequestError> {
 }
 
 pub fn classify(request: ClassifyRequest) -> Result<Call, RequestError> {
-    check_confidence(request.min_confidence)?;
+    let when_unsure = when_unsure(request.min_confidence, request.on_low_confidence)?;
     let (rows, field) = texts_or_ids(request.texts, request.token_ids)?;
-    call(request.options, Some(Task::Classify), rows, field)
+    let call = call(request.options, Some(Task::Classify), rows, field)?;
+    Ok(Call {
+        when_unsure,
+        ..call
+    })
 }
 
 pub fn rerank(request: RerankRequest) -> Result<Call, RequestError> {
-    check_confidence(request.min_confidence)?;
+    let when_unsure = when_unsure(request.min_confidence, request.on_low_confidence)?;
     let query = request.query;
     let rows = request
         .documents
         .into_iter()
         .map(|document| RowInput::Pair(query.clone(), document))
         .collect();
-    call(request.options, Some(Task::Rerank), rows, "documents")
+    let call = call(request.options, Some(Task::Rerank), rows, "documents")?;
+    Ok(Call {
+        when_unsure,
+        ..call
+    })
 }
 
 pub fn classify_tokens(request: ClassifyTokensRequest) -> Result<Call, RequestError> {
-    check_confidence(request.min_confidence)?;
+    let when_unsure = when_unsure(request.min_confidence, request.on_low_confidence)?;
     let rows = request.texts.into_iter().map(RowInput::Text).collect();
-    call(request.options, Some(Task::Tokens), rows, "texts")
+    let call = call(request.options, Some(Task::Tokens), rows, "texts")?;
+    Ok(Call {
+        when_unsure,
+        ..call
+    })
 }
 
 pub fn tokenize(request: TokenizeRequest) -> Result<Call, RequestError> {
@@ -46,7 +58,8 @@ pub fn tokenize(request: TokenizeRequest) -> Result<Call, RequestError> {
     call(request.options, None, rows, "texts")
 }
 
-fn call(
+/// A call of rows with what all requests may say of the model and the cut.
+pub fn call(
     options: Option<ModelOptions>,
     task: Option<Task>,
     rows: Vec<RowInput>,
@@ -77,6 +90,8 @@ fn call(
             offsets: false,
         },
         dimensions: 0,
+        when_unsure: WhenUnsure::default(),
+        keeps_no_answer: false,
         field,
     })
 }
@@ -97,6 +112,50 @@ fn texts_or_ids(
     }
     let rows = token_ids.into_iter().map(|row| RowInput::Tokens(row.ids));
     Ok((rows.collect(), "token_ids"))
+}
+
+fn when_unsure(least: f32, asked: Option<LowConfidence>) -> Result<WhenUnsure, RequestError> {
+    check_confidence(least)?;
+    let asked = asked.unwrap_or_default();
+    let Ok(action) = LowConfidenceAction::try_from(asked.action) else {
+        return Err(RequestError::invalid(
+            "on_low_confidence.action",
+            asked.action,
+            "a value of ferry.v1.LowConfidenceAction, 0 to 3",
+        ));
+    };
+    let names_model = !asked.fallback_model.is_empty() || !asked.fallback_version.is_empty();
+    if names_model && action != LowConfidenceAction::FallBack {
+        return Err(RequestError::invalid(
+            "on_low_confidence.fallback_model",
+            "a model",
+            "none but with the action FALL_BACK",
+        ));
+    }
+    if asked.fallback_model.is_empty() && !asked.fallback_version.is_empty() {
+        return Err(RequestError::invalid(
+            "on_low_confidence.fallback_version",
+            asked.fallback_version,
+            "none without fallback_model",
+        ));
+    }
+    Ok(match action {
+        LowConfidenceAction::Unspecified => WhenUnsure::AsManifest,
+        LowConfidenceAction::Flag => WhenUnsure::Flag,
+        LowConfidenceAction::Abstain if least <= 0.0 => {
+            return Err(RequestError::invalid(
+                "min_confidence",
+                0,
+                "more than 0 with the action ABSTAIN",
+            ));
+        }
+        LowConfidenceAction::Abstain => WhenUnsure::Abstain,
+        LowConfidenceAction::FallBack => WhenUnsure::FallBack(FallBack {
+            model: asked.fallback_model,
+            version: asked.fallback_version,
+            below: least,
+        }),
+    })
 }
 
 pub fn check_confidence(least: f32) -> Result<(), RequestError> {

@@ -1,11 +1,14 @@
 //! `ferry.v1.Inference`: texts in, typed answers out, row by row.
 
 mod calls;
+mod explain;
 mod generate;
 mod rows;
 mod stream;
 
 pub use rows::shorten;
+
+use rows::Least;
 
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -18,9 +21,9 @@ use crate::{
         context::read_context,
         proto::ferry::v1::{
             ChatRequest, ClassifyRequest, ClassifyResponse, ClassifyTokensRequest,
-            ClassifyTokensResponse, EmbedRequest, EmbedResponse, GenerateRequest, RerankRequest,
-            RerankResponse, StreamRequest, StreamResponse, TokenizeRequest, TokenizeResponse,
-            inference_server::Inference,
+            ClassifyTokensResponse, EmbedRequest, EmbedResponse, ExplainRequest, ExplainResponse,
+            GenerateRequest, RerankRequest, RerankResponse, StreamRequest, StreamResponse,
+            TokenizeRequest, TokenizeResponse, inference_server::Inference,
         },
         status::{map, status_of},
     },
@@ -112,7 +115,8 @@ impl Inference for TypedInference {
         request: Request<ClassifyRequest>,
     ) -> Result<Response<ClassifyResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let (top_k, least) = (request.top_k as usize, request.min_confidence);
+        let top_k = request.top_k as usize;
+        let least = Least::of(request.min_confidence, request.on_low_confidence.as_ref());
         self.answer(&metadata, calls::classify(request), |answered| {
             ClassifyResponse {
                 model: Some(rows::model_info(&answered.model)),
@@ -131,10 +135,11 @@ impl Inference for TypedInference {
     ) -> Result<Response<RerankResponse>, Status> {
         let (metadata, _, mut request) = request.into_parts();
         let documents = rows::kept_documents(&mut request);
-        let (top_n, least) = (request.top_n as usize, request.min_confidence);
+        let top_n = request.top_n as usize;
+        let least = Least::of(request.min_confidence, request.on_low_confidence.as_ref());
         self.answer(&metadata, calls::rerank(request), |answered| {
             let mut ranked = rows::in_order(answered, |row, answer| {
-                rows::rerank(row, answer, &documents, least)
+                rows::rerank(row, answer, &answered.model, &documents, least)
             });
             rows::rank(&mut ranked, top_n);
             RerankResponse {
@@ -151,7 +156,8 @@ impl Inference for TypedInference {
         request: Request<ClassifyTokensRequest>,
     ) -> Result<Response<ClassifyTokensResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let (texts, least) = (request.texts.clone(), request.min_confidence);
+        let texts = request.texts.clone();
+        let least = Least::of(request.min_confidence, request.on_low_confidence.as_ref());
         self.answer(&metadata, calls::classify_tokens(request), |answered| {
             ClassifyTokensResponse {
                 model: Some(rows::model_info(&answered.model)),
@@ -191,6 +197,18 @@ impl Inference for TypedInference {
             })
         };
         tokenized
+            .await
+            .map(Response::new)
+            .map_err(|error| status_of(&error))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<ExplainRequest>,
+    ) -> Result<Response<ExplainResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let context = self.context(&metadata);
+        explain::answer(&self.shared, explain::read(request), context)
             .await
             .map(Response::new)
             .map_err(|error| status_of(&error))

@@ -5,8 +5,9 @@ use crate::{
     api::{
         account::Answered,
         proto::ferry::v1::{
-            ClassifyRow, ClassifyTokensRow, EmbedRow, LabelScore, ModelInfo, RerankRequest,
-            RerankRow, RowError, RowInfo, Span, Timing, Token, TokenizeRow,
+            ClassifyRow, ClassifyTokensRow, EmbedRow, Escalation, LabelScore, LowConfidence,
+            LowConfidenceAction, ModelInfo, RerankRequest, RerankRow, RowError, RowInfo, Span,
+            Timing, Token, TokenizeRow,
         },
         status::map,
     },
@@ -16,6 +17,25 @@ use crate::{
     repository::ServedModel,
     text::EncodedRow,
 };
+
+/// The least confidence that a request wants.
+#[derive(Debug, Clone, Copy)]
+pub struct Least {
+    confidence: f32,
+    /// Whether there is to be no answer below it.
+    abstains: bool,
+}
+
+impl Least {
+    /// What a request's fields say; what they may say is checked where its call is made.
+    pub fn of(confidence: f32, asked: Option<&LowConfidence>) -> Self {
+        let action = asked.map_or(LowConfidenceAction::Unspecified, LowConfidence::action);
+        Self {
+            confidence,
+            abstains: action == LowConfidenceAction::Abstain,
+        }
+    }
+}
 
 /// One message for each row, in the order of the request.
 pub fn in_order<T>(answered: &Answered, encode: impl Fn(usize, &RowResult) -> T) -> Vec<T> {
@@ -27,6 +47,7 @@ pub fn model_info(model: &ServedModel) -> ModelInfo {
     ModelInfo {
         name: model.name.clone(),
         version: model.version.clone(),
+        calibrated: model.calibration.is_some(),
     }
 }
 
@@ -64,13 +85,13 @@ pub fn classify(
     answer: &RowResult,
     model: &ServedModel,
     top_k: usize,
-    least: f32,
+    least: Least,
 ) -> ClassifyRow {
-    let (info, logits) = match answer.as_ref().map_err(Clone::clone).and_then(|answer| {
+    let (answer, logits) = match answer.as_ref().map_err(Clone::clone).and_then(|answer| {
         let RowOutput::Logits(logits) = &answer.answer.output else {
             return Err(unexpected());
         };
-        Ok((info(row, answer), logits))
+        Ok((answer, logits))
     }) {
         Ok(parts) => parts,
         Err(error) => {
@@ -81,21 +102,33 @@ pub fn classify(
             };
         }
     };
-    let classified = quality::classify(logits, model.activation);
+    let model = answer.answered_by(model);
+    let classified = model.classify(logits);
+    let is_low = classified.confidence < least.confidence;
+    if is_low && least.abstains {
+        return ClassifyRow {
+            info: Some(info(row, answer)),
+            confidence: classified.confidence,
+            margin: classified.margin,
+            low_confidence: true,
+            abstained: true,
+            ..ClassifyRow::default()
+        };
+    }
     let label = |index: usize| model.labels.get(index).cloned().unwrap_or_default();
     let kept = match top_k {
         0 => classified.ranking.len(),
         top_k => top_k.min(classified.ranking.len()),
     };
     ClassifyRow {
-        info: Some(info),
+        info: Some(info(row, answer)),
         label: classified
             .ranking
             .first()
             .map_or_else(String::new, |&best| label(best)),
         confidence: classified.confidence,
         margin: classified.margin,
-        low_confidence: classified.confidence < least,
+        low_confidence: is_low,
         scores: classified.ranking[..kept]
             .iter()
             .map(|&index| LabelScore {
@@ -104,6 +137,8 @@ pub fn classify(
             })
             .collect(),
         error: None,
+        escalation: escalation(answer),
+        abstained: false,
     }
 }
 
@@ -116,28 +151,36 @@ pub fn kept_documents(request: &mut RerankRequest) -> Vec<String> {
     }
 }
 
-pub fn rerank(row: usize, answer: &RowResult, documents: &[String], least: f32) -> RerankRow {
+pub fn rerank(
+    row: usize,
+    answer: &RowResult,
+    model: &ServedModel,
+    documents: &[String],
+    least: Least,
+) -> RerankRow {
     let encoded =
         answer
             .as_ref()
             .map_err(Clone::clone)
             .and_then(|answer| match answer.answer.output {
-                RowOutput::Logits(ref logits) if logits.len() == 1 => {
-                    Ok((info(row, answer), logits[0]))
-                }
+                RowOutput::Logits(ref logits) if logits.len() == 1 => Ok((answer, logits[0])),
                 _ => Err(unexpected()),
             });
     let document = documents.get(row).cloned().unwrap_or_default();
     match encoded {
-        Ok((info, logit)) => {
-            let score = quality::sigmoid(logit);
+        Ok((answer, logit)) => {
+            let score = answer.answered_by(model).score(logit);
+            let is_low = score < least.confidence;
+            let abstained = is_low && least.abstains;
             RerankRow {
-                info: Some(info),
-                score,
-                logit,
-                low_confidence: score < least,
+                info: Some(info(row, answer)),
+                score: if abstained { 0.0 } else { score },
+                logit: if abstained { 0.0 } else { logit },
+                low_confidence: is_low,
                 document,
                 error: None,
+                escalation: escalation(answer),
+                abstained,
             }
         }
         Err(error) => RerankRow {
@@ -149,11 +192,19 @@ pub fn rerank(row: usize, answer: &RowResult, documents: &[String], least: f32) 
     }
 }
 
-/// Sorts best first, failed rows last, and keeps `top_n` (0 for all).
+/// Sorts best first, then rows without a score, failed ones last, and keeps `top_n` (0 for all).
 pub fn rank(rows: &mut Vec<RerankRow>, top_n: usize) {
+    // Two models' logits can't be compared; their scores can, if need be.
+    let mixed = rows.iter().any(|row| row.escalation.is_some());
     rows.sort_by(|a, b| {
-        let failed = |row: &RerankRow| row.error.is_some();
-        failed(a).cmp(&failed(b)).then(b.logit.total_cmp(&a.logit))
+        let group = |row: &RerankRow| (row.error.is_some(), row.abstained);
+        let by_score = if mixed {
+            b.score.total_cmp(&a.score)
+        } else {
+            std::cmp::Ordering::Equal
+        };
+        let by_logit = b.logit.total_cmp(&a.logit);
+        group(a).cmp(&group(b)).then(by_score).then(by_logit)
     });
     if top_n > 0 {
         rows.truncate(top_n);
@@ -165,22 +216,32 @@ pub fn classify_tokens(
     answer: &RowResult,
     model: &ServedModel,
     text: &str,
-    least: f32,
+    least: Least,
 ) -> ClassifyTokensRow {
     let encoded = answer.as_ref().map_err(Clone::clone).and_then(|answer| {
         let RowOutput::TokenLogits { values, .. } = &answer.answer.output else {
             return Err(unexpected());
         };
         let EncodedRow { offsets, words, .. } = &answer.encoded;
-        let spans = quality::label_spans(values, &model.labels, offsets, words);
-        Ok((info(row, answer), spans))
+        let labels = &answer.answered_by(model).labels;
+        let spans = quality::label_spans(values, labels, offsets, words);
+        Ok((answer, spans))
     });
+    let is_low = |span: &quality::LabelledSpan| span.confidence < least.confidence;
     match encoded {
-        Ok((info, spans)) => ClassifyTokensRow {
-            info: Some(info),
+        Ok((answer, spans)) => ClassifyTokensRow {
+            info: Some(info(row, answer)),
+            escalation: escalation(answer),
+            abstained_spans: if least.abstains {
+                spans.iter().filter(|span| is_low(span)).count() as u32
+            } else {
+                0
+            },
             spans: spans
                 .into_iter()
+                .filter(|span| !(least.abstains && is_low(span)))
                 .map(|span| Span {
+                    low_confidence: is_low(&span),
                     start: characters(text, span.start),
                     end: characters(text, span.end),
                     text: text
@@ -189,7 +250,6 @@ pub fn classify_tokens(
                         .to_owned(),
                     label: span.label,
                     confidence: span.confidence,
-                    low_confidence: span.confidence < least,
                 })
                 .collect(),
             error: None,
@@ -253,6 +313,19 @@ fn info(row: usize, answer: &AnsweredRow) -> RowInfo {
         batch_rows: answer.answer.batch_rows as u32,
         cached: answer.cached,
     }
+}
+
+fn escalation(answer: &AnsweredRow) -> Option<Escalation> {
+    let escalation = answer.escalation.as_ref()?;
+    Some(Escalation {
+        answered_by: Some(model_info(&escalation.by)),
+        escalated_from: escalation
+            .from
+            .iter()
+            .map(|model| model_info(model))
+            .collect(),
+        failed: escalation.failed,
+    })
 }
 
 fn failed_info(row: usize) -> RowInfo {

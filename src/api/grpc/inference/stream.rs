@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::{
     super::{Shared, duplex::Replies},
-    calls, rows,
+    calls,
+    rows::{self, Least},
 };
 use crate::{
     admission::{Call, CallContext, RowResult},
@@ -111,7 +112,8 @@ fn understand(task: Task) -> Result<(Call, EncodeRow), RequestError> {
             )
         }
         Task::Classify(request) => {
-            let (top_k, least) = (request.top_k as usize, request.min_confidence);
+            let top_k = request.top_k as usize;
+            let least = Least::of(request.min_confidence, request.on_low_confidence.as_ref());
             (
                 calls::classify(request)?,
                 Box::new(move |row, result, model| {
@@ -128,16 +130,17 @@ fn understand(task: Task) -> Result<(Call, EncodeRow), RequestError> {
                 ));
             }
             let documents = rows::kept_documents(&mut request);
-            let least = request.min_confidence;
+            let least = Least::of(request.min_confidence, request.on_low_confidence.as_ref());
             (
                 calls::rerank(request)?,
-                Box::new(move |row, result, _| {
-                    Answer::Rerank(rows::rerank(row, result, &documents, least))
+                Box::new(move |row, result, model| {
+                    Answer::Rerank(rows::rerank(row, result, model, &documents, least))
                 }),
             )
         }
         Task::ClassifyTokens(request) => {
-            let (texts, least) = (request.texts.clone(), request.min_confidence);
+            let texts = request.texts.clone();
+            let least = Least::of(request.min_confidence, request.on_low_confidence.as_ref());
             (
                 calls::classify_tokens(request)?,
                 Box::new(move |row, result, model| {

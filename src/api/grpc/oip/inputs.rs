@@ -7,7 +7,7 @@ use super::{
     tensors::{DataType, TensorSpec, inputs_of, split_bytes},
 };
 use crate::{
-    admission::{Call, CallContext},
+    admission::{Call, CallContext, WhenUnsure},
     api::proto::inference::{self as pb, model_infer_request::InferInputTensor},
     config::Task,
     error::RequestError,
@@ -35,6 +35,8 @@ pub fn empty_call(model: &ServedModel) -> Call {
         rows: Vec::new(),
         options: EncodeOptions::default(),
         dimensions: 0,
+        when_unsure: WhenUnsure::default(),
+        keeps_no_answer: false,
         field: "inputs",
     }
 }
@@ -98,6 +100,8 @@ pub fn decode(
             rows,
             options: options.rows,
             dimensions: options.dimensions as usize,
+            when_unsure: WhenUnsure::default(),
+            keeps_no_answer: false,
             field,
         },
         context,

@@ -80,10 +80,54 @@ pub fn encode(
             .into_iter()
             .map(|(name, time)| (name.to_owned(), microseconds(time)))
             .chain(answered.cached().map(cached_parameter))
+            .chain(
+                model
+                    .calibration
+                    .as_ref()
+                    .map(|_| flag_parameter("calibrated")),
+            )
+            .chain(escalation_parameters(model, &rows))
             .collect(),
         outputs,
         raw_output_contents: contents,
     })
+}
+
+fn flag_parameter(name: &str) -> (String, pb::InferParameter) {
+    let parameter_choice = Some(ParameterChoice::BoolParam(true));
+    (name.to_owned(), pb::InferParameter { parameter_choice })
+}
+
+/// Who answered each row, as `name/version` with commas between, and how many rows were handed on;
+/// nothing where all are the model's own.
+fn escalation_parameters(
+    model: &ServedModel,
+    rows: &[&AnsweredRow],
+) -> Vec<(String, pb::InferParameter)> {
+    let handed_on = |row: &&&AnsweredRow| {
+        let escalation = row.escalation.as_ref();
+        escalation.is_some_and(|escalation| !escalation.from.is_empty())
+    };
+    let escalated = rows.iter().filter(handed_on).count();
+    if escalated == 0 {
+        return Vec::new();
+    }
+    let names: Vec<String> = rows
+        .iter()
+        .map(|row| row.answered_by(model))
+        .map(|by| format!("{}/{}", by.name, by.version))
+        .collect();
+    let parameter = |name: &str, choice| {
+        let parameter_choice = Some(choice);
+        (name.to_owned(), pb::InferParameter { parameter_choice })
+    };
+    vec![
+        parameter(
+            "escalated_rows",
+            ParameterChoice::Int64Param(escalated as i64),
+        ),
+        parameter("answered_by", ParameterChoice::StringParam(names.join(","))),
+    ]
 }
 
 /// The answers by what the outputs are made of.
@@ -111,20 +155,21 @@ impl<'a> Columns<'a> {
             entities: Vec::new(),
         };
         for (at, row) in rows.iter().enumerate() {
+            let by = row.answered_by(model);
             match &row.answer.output {
                 RowOutput::Embedding(values) => columns.values.push(shorten(values, dimensions)),
                 RowOutput::Logits(logits) if model.task() == crate::config::Task::Rerank => {
                     let logit = logits.first().copied().unwrap_or_default();
-                    columns.values.push(vec![quality::sigmoid(logit), logit]);
+                    columns.values.push(vec![by.score(logit), logit]);
                 }
                 RowOutput::Logits(logits) => {
-                    let classified = quality::classify(logits, model.activation);
+                    let classified = by.classify(logits);
                     columns.values.push(classified.probabilities.clone());
                     columns.classified.push(classified);
                 }
                 RowOutput::TokenLogits { values, .. } => {
                     let text = texts.get(at).map_or("", String::as_str);
-                    columns.entities.push(entities(model, row, values, text));
+                    columns.entities.push(entities(by, row, values, text));
                 }
             }
         }

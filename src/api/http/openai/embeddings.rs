@@ -18,7 +18,7 @@ use super::{
     request::Incoming,
 };
 use crate::{
-    admission::Call,
+    admission::{Call, WhenUnsure},
     api::{
         account::{Answered, answer_call},
         grpc::{Shared, shorten},
@@ -130,6 +130,8 @@ fn read(body: &[u8]) -> Result<Request, RequestError> {
         rows,
         options: EncodeOptions::default(),
         dimensions: dimensions as usize,
+        when_unsure: WhenUnsure::default(),
+        keeps_no_answer: false,
         field: "input",
     };
     Ok(Request { call, base64 })

@@ -231,6 +231,11 @@ pub fn cached_header(cached: Option<bool>) -> Option<[(&'static str, &'static st
     cached.map(|cached| [("x-ferry-cached", if cached { "true" } else { "false" })])
 }
 
+/// The header that tells how many rows another model answered, since the one asked was not sure.
+pub fn escalated_header(rows: usize) -> Option<[(&'static str, String); 1]> {
+    (rows > 0).then(|| [("x-ferry-escalated-rows", rows.to_string())])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,12 +14,12 @@ use super::{
     embeddings::Usage,
     errors::ApiError,
     fields::{Field, Fields, Kind},
-    output::{cached_header, model_headers, new_id},
+    output::{cached_header, escalated_header, model_headers, new_id},
     parameters::switch,
     request::Incoming,
 };
 use crate::{
-    admission::Call,
+    admission::{Call, WhenUnsure},
     api::{
         account::{Answered, answer_call},
         grpc::Shared,
@@ -27,7 +27,6 @@ use crate::{
     config::Task,
     error::RequestError,
     models::RowOutput,
-    quality,
     text::{EncodeOptions, RowInput},
 };
 
@@ -113,6 +112,8 @@ fn read(body: &[u8]) -> Result<Request, RequestError> {
         rows: pairs.collect(),
         options: EncodeOptions::default(),
         dimensions: 0,
+        when_unsure: WhenUnsure::default(),
+        keeps_no_answer: false,
         field: "documents",
     };
     Ok(Request { call, kept, top_n })
@@ -136,17 +137,28 @@ fn encode(answered: &Answered, kept: &[String], top_n: usize) -> Result<Response
     for (index, row) in answered.rows.iter().enumerate() {
         let row = row.as_ref().map_err(Clone::clone)?;
         match &row.answer.output {
-            RowOutput::Logits(logits) if logits.len() == 1 => scored.push((index, logits[0])),
+            RowOutput::Logits(logits) if logits.len() == 1 => {
+                let by = row.answered_by(&answered.model);
+                scored.push((index, by.score(logits[0]), logits[0]));
+            }
             _ => return Err(RequestError::internal("the model's output is no score")),
         }
     }
-    // By logit: far from 0 the scores of different ones are the same number.
-    scored.sort_by(|(_, one), (_, other)| other.total_cmp(one));
-    let results = scored.into_iter().take(top_n).map(|(index, logit)| Ranked {
-        index,
-        relevance_score: quality::sigmoid(logit),
-        document: kept.get(index).map(|text| Document { text }),
-    });
+    // By logit: far from 0 the scores of different ones are the same number. But two models' logits
+    // can't be compared.
+    if answered.escalated_rows() > 0 {
+        scored.sort_by(|(_, one, _), (_, other, _)| other.total_cmp(one));
+    } else {
+        scored.sort_by(|(_, _, one), (_, _, other)| other.total_cmp(one));
+    }
+    let results = scored
+        .into_iter()
+        .take(top_n)
+        .map(|(index, score, _)| Ranked {
+            index,
+            relevance_score: score,
+            document: kept.get(index).map(|text| Document { text }),
+        });
     let ranking = Ranking {
         id: new_id("rerank"),
         model: &answered.model.name,
@@ -156,6 +168,7 @@ fn encode(answered: &Answered, kept: &[String], top_n: usize) -> Result<Response
     let headers = (
         model_headers(&answered.model),
         cached_header(answered.cached()),
+        escalated_header(answered.escalated_rows()),
     );
     Ok((headers, Json(ranking)).into_response())
 }

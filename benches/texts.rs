@@ -67,13 +67,14 @@ fn load(compute: Compute) -> EncoderModel {
     EncoderModel::load(Path::new(WEIGHTS), &options, &Device::Cpu).expect("the weights load")
 }
 
+#[allow(clippy::needless_range_loop, reason = "one index into several lists")]
 /// Runs all batches in all precisions, in turn, and prints what they took.
 fn report(name: &str, models: &[EncoderModel; 3], batches: &[PackedBatch]) {
     let mut seconds = [0f64; 3];
-    let mut cosines: [Vec<f64>; 3] = Default::default();
+    let mut cosines = [const { Vec::<f64>::new() }; 3];
     for batch in batches {
         let mut least = [f64::INFINITY; 3];
-        let mut outputs: [Vec<RowOutput>; 3] = Default::default();
+        let mut outputs = [const { Vec::<RowOutput>::new() }; 3];
         let rounds = if batches.len() == 1 { 200 } else { ROUNDS };
         for _ in 0..rounds {
             for i in 0..3 {

@@ -38,6 +38,7 @@ fn main() -> Result<()> {
     })
 }
 
+#[allow(clippy::needless_range_loop, reason = "one index into several lists")]
 /// Seconds per call, of each of `calls`: the least of [`RUNS`] short runs, in turn.
 fn time<const N: usize>(mut calls: [&mut dyn FnMut(); N]) -> [f64; N] {
     let once = calls.each_mut().map(|call| {

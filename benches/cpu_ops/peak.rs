@@ -51,7 +51,7 @@ impl fmt::Display for Peak {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
-        __m512bh, _mm256_add_ps, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_setzero_ps,
+        __m512bh, __m512i, _mm256_add_ps, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_setzero_ps,
         _mm512_add_epi32, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
         _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
     };
@@ -139,7 +139,7 @@ mod x86 {
     fn bf16() {
         let ones = _mm512_set1_epi32(black_box(0x3f80_3f80));
         // SAFETY: both are 512 bits, any of which are values.
-        let ones = unsafe { std::mem::transmute::<_, __m512bh>(ones) };
+        let ones = unsafe { std::mem::transmute::<__m512i, __m512bh>(ones) };
         let mut sums = [_mm512_setzero_ps(); 24];
         for _ in 0..STEPS {
             for sum in &mut sums {

@@ -130,13 +130,7 @@ impl Server {
         let certificates = Certificates::read(&config.tls)?;
         let names = names_to_serve(&config, &repository)?;
         let pool = CpuPool::start(config.text.thread_count(), config.text.max_waiting_bytes)?;
-        let request_log =
-            RequestLog::start(&config.request_log, metrics.request_log()).map_err(|source| {
-                StartError::RequestLog {
-                    file: config.request_log.file.clone(),
-                    source,
-                }
-            })?;
+        let request_log = open_request_log(&config, &metrics)?;
         let admission = Admission::new(Arc::clone(&repository), pool, config.limits.clone());
         let admission = Arc::new(admission.with_request_log(request_log));
         let started = Arc::new(watch::Sender::new(false));
@@ -332,6 +326,16 @@ fn names_to_serve(
         names.push(model.name);
     }
     Ok(names)
+}
+
+/// Opens the log of requests where it is on.
+fn open_request_log(config: &ServerConfig, metrics: &Metrics) -> Result<RequestLog, StartError> {
+    RequestLog::start(&config.request_log, metrics.request_log()).map_err(|source| {
+        StartError::RequestLog {
+            file: config.request_log.file.clone(),
+            source,
+        }
+    })
 }
 
 /// Opens the jobs where they are on, off the I/O threads: after a crash it may take a while.

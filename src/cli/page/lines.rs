@@ -136,7 +136,7 @@ fn draw_line(svg: &mut String, one: &Series, colour: usize, x: &Scale, y: &Scale
 fn draw_legend(svg: &mut String, series: &[Series]) {
     let mut right = WIDTH - RIGHT;
     for (at, one) in series.iter().enumerate().rev() {
-        let width = one.name.chars().count() as f64 * LETTER + 22.0;
+        let width = one.name.chars().count() as f64 * LETTER + 32.0;
         if right - width < WIDTH * 0.3 {
             break;
         }

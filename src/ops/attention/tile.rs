@@ -1,5 +1,10 @@
 //! A tile of attention: up to 16 or 32 queries of one head against all keys of their row.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "iterators over vectors might not be inlined, and they would go through memory"
+)]
+
 use super::super::simd::{Arithmetic, Tile, WIDTH};
 use super::super::vector_math::exp;
 

@@ -1,6 +1,11 @@
 //! The activation in the precision of the product: a row of 32-bit words, as
 //! [`Compute::words`] orders them.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "iterators over vectors might not be inlined, and they would go through memory"
+)]
+
 use super::super::simd::{Arithmetic, Kernel, WIDTH, dispatch};
 use super::Compute;
 

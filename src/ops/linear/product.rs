@@ -1,5 +1,10 @@
 //! The product itself: how it is shared among threads, cut in blocks, and summed in registers.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "iterators over vectors might not be inlined, and they would go through memory"
+)]
+
 use std::cell::RefCell;
 
 use rayon::prelude::*;
@@ -245,10 +250,6 @@ impl Piece<'_> {
 
     /// Adds the piece's share to `M` rows of `y`; the first piece of a panel sets them.
     #[inline(always)]
-    #[allow(
-        clippy::needless_range_loop,
-        reason = "iterators over vectors might not be inlined, and the tile would go through memory"
-    )]
     fn tile<D: Dot, const M: usize, const V: usize>(&mut self, row: usize, half: usize) -> usize {
         let depth = self.lines.len();
         let x: [&[u32]; M] =

@@ -124,10 +124,10 @@ fn by_all_sets(compute: Compute, x: &[f32], weight: &Panels, outputs: usize) -> 
     #[cfg(target_arch = "x86_64")]
     match compute {
         Compute::F32 => {}
-        Compute::Bf16 => run(&mut |work| x86::run_bf16(work)),
+        Compute::Bf16 => run(&mut x86::run_bf16),
         Compute::Int8 => {
-            run(&mut |work| x86::run_avx2_bytes(work));
-            run(&mut |work| x86::run_bytes(work));
+            run(&mut x86::run_avx2_bytes);
+            run(&mut x86::run_bytes);
         }
     }
     results

@@ -1,5 +1,5 @@
-//! The inner steps for which x86-64 has instructions: pairs of bf16 (AVX512_BF16), bytes (AVX2, and
-//! AVX512_VNNI). The types are named by functions that enable those features alone.
+//! The inner steps for which x86-64 has instructions: pairs of bf16 (`AVX512_BF16`), bytes (AVX2, and
+//! `AVX512_VNNI`). The types are named by functions that enable those features alone.
 
 use std::arch::x86_64::{
     __m256i, __m512, __m512bh, __m512i, _mm256_add_epi32, _mm256_and_si256, _mm256_loadu_si256,
@@ -45,7 +45,7 @@ impl Dot for Bf16Pairs {
 
     #[inline(always)]
     fn add(sums: __m512, x: u32, weights: __m512i) -> __m512 {
-        // SAFETY: AVX512_BF16 is there.
+        // SAFETY: `AVX512_BF16` is there.
         unsafe {
             let x = _mm512_set1_epi32(x.cast_signed());
             _mm512_dpbf16_ps(sums, Self::of(x), Self::of(weights))

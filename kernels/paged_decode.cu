@@ -27,7 +27,8 @@
 //
 // ABI. `paged_decode`: grid (kv_heads * ceil(group / G), spans, rows), block (THREADS); group =
 // heads / kv_heads; G the least of 1, 2, 4, 8 that is not below the group, or 8. `spans` >= that of
-// any row (see `spans_of`; ceil(longest context / span) always suffices). d a multiple of 8, at most 256.
+// any row (see `spans_of`; ceil(longest context / span) always suffices). d a multiple of 8, at most 256;
+// blocks * kv_heads * block_size below 2^31.
 // Where `spans` is 1 the second kernel need not follow, and sums and softmax may be null.
 // `paged_decode_reduce`: grid (heads, rows), block (REDUCE_THREADS).
 // `contexts[row]`: keys of the row's sequence, its own among them; 0 for a row that is not there
@@ -129,6 +130,7 @@ template <int G, typename C> struct Decode {
             }
         }
 
+        Floats<G> tile_weights;
 #pragma unroll
         for (int g = 0; g < G; ++g) {
             float s = score[g] * scale;
@@ -139,10 +141,11 @@ template <int G, typename C> struct Decode {
             const float weight = seen ? exp2f(s - highest) : 0.0f;
             running.max[g] = highest;
             running.sum[g] = fmaf(running.sum[g], shrink, weight);
-            weights[lane * G + g] = weight;
+            tile_weights.at[g] = weight;
 #pragma unroll
             for (int i = 0; i < PART; ++i) running.weighted[g][i] *= shrink;
         }
+        store<G>(weights + lane * G, tile_weights);
         __syncwarp();
 
         // Rows of `values`; a lane holds its key's.

@@ -28,7 +28,8 @@
 // tokens of a row; group = heads / kv_heads. A row is a run of tokens of one sequence:
 // `first_tokens[row]` its first in q and y, `first_positions[row]` that one's position,
 // `lengths[row]` its tokens (0: none). `tables`: [rows, table_stride], as for paged_decode. d a multiple
-// of 8, at most D of the entry point's name. window 0: all; softcap 0: none.
+// of 8, at most D of the entry point's name; blocks * kv_heads * block_size below 2^31.
+// window 0: all; softcap 0: none.
 //   ferry_paged_prefill_dD_T_C(T* y, const T* q, const C* keys, const C* values,
 //                              const int* first_tokens, const int* first_positions,
 //                              const int* lengths, const int* tables, int table_stride, int heads,

@@ -178,10 +178,11 @@ extern "C" __global__ void __launch_bounds__(ferry::rope::THREADS)
 FERRY_KERNEL(ferry_rope_angles, ferry::rope::THREADS);
 
 #define ENTRY(dtypes, T, C)                                                                        \
-    extern "C" __global__ void __launch_bounds__(ferry::rope::THREADS) ferry_rope_write_##dtypes(  \
-        T *q, C *keys, C *values, const T *qkv, const float *angles, const float *q_norm,          \
-        const float *k_norm, const int *slots, int heads, int kv_heads, int head_dim, int pairs,   \
-        int interleaved, int block_size, float q_epsilon, float k_epsilon) {                       \
+    extern "C" __global__ void __launch_bounds__(ferry::rope::THREADS, 3)                          \
+        ferry_rope_write_##dtypes(                                                                 \
+            T *q, C *keys, C *values, const T *qkv, const float *angles, const float *q_norm,      \
+            const float *k_norm, const int *slots, int heads, int kv_heads, int head_dim,          \
+            int pairs, int interleaved, int block_size, float q_epsilon, float k_epsilon) {        \
         ferry::rope::write(q, keys, values, qkv, angles, q_norm, k_norm, slots, heads, kv_heads,   \
                            head_dim, pairs, interleaved != 0, block_size, q_epsilon, k_epsilon);   \
     }                                                                                              \

@@ -1,5 +1,5 @@
 // What the decoder's kernels share beyond common.cuh: vectors of numbers of any width in f32,
-// numbers that stay finite when they are narrowed, reductions over a block, activations.
+// numbers that stay finite when they are narrowed, reductions over a block.
 
 #pragma once
 
@@ -96,26 +96,6 @@ template <int THREADS> __device__ __forceinline__ float block_max(float x) {
 #pragma unroll
     for (int warp = 1; warp < THREADS / WARP; warp++) highest = fmaxf(highest, of_warp[warp]);
     return highest;
-}
-
-// The activations of src/ops/activation.rs, in its order.
-enum Activation { IDENTITY, GELU, GELU_TANH, RELU, TANH, SILU };
-
-__device__ __forceinline__ float activate(int activation, float x) {
-    switch (activation) {
-    case GELU:
-        return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-    case GELU_TANH:
-        return 0.5f * x * (1.0f + tanhf(0.79788456f * fmaf(0.044715f * x * x, x, x)));
-    case RELU:
-        return fmaxf(x, 0.0f);
-    case TANH:
-        return tanhf(x);
-    case SILU:
-        return x / (1.0f + expf(-x));
-    default:
-        return x;
-    }
 }
 
 } // namespace ferry

@@ -28,8 +28,7 @@
     static const char name##_key = 0;                                                               \
     typedef type name##_array dimensions;                                                           \
     name##_array &name = *static_cast<name##_array *>(::emulation::shared_array(                    \
-        &name##_key, sizeof(name##_array), sizeof(std::remove_all_extents_t<name##_array>), #name,  \
-        __LINE__))
+        &name##_key, sizeof(name##_array), ::emulation::element_of<type>(), #name, __LINE__))
 // The bytes that the launch asks for, aligned to 16: SHARED_DYNAMIC(bytes).
 #define SHARED_DYNAMIC(name) unsigned char *name = ::emulation::dynamic_shared(__LINE__)
 // At the end of a file, for each entry point: its name, and the threads its blocks must have.
@@ -42,6 +41,11 @@
 #define EMULATION_UNWATCHED __attribute__((no_sanitize("thread"), noinline))
 
 namespace emulation {
+
+// Bytes of what two threads may write side by side: a number, or a member of a structure.
+template <typename T> constexpr size_t element_of() {
+    return std::is_class<T>::value ? std::min(alignof(T), size_t(4)) : sizeof(T);
+}
 
 template <typename... A, size_t... I>
 EMULATION_UNWATCHED void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {

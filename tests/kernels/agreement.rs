@@ -101,7 +101,7 @@ impl Agreement {
         assert_eq!(results[0].len(), expected.len(), "{kernel}");
         let (absolute, relative) = self.allowed;
         for (i, (got, want)) in results[0].iter().zip(expected).enumerate() {
-            if got == want || (got.is_nan() && want.is_nan()) {
+            if got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()) {
                 continue;
             }
             let error = (got - want).abs();

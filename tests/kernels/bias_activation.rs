@@ -80,10 +80,10 @@ fn bias_activation_hides_neither_nan_nor_infinity() {
         return;
     };
     for number in Number::ALL {
-        for code in 0..ACTIVATIONS.len() {
+        for (code, activation) in ACTIVATIONS.iter().enumerate() {
             let x = [f32::NAN, f32::INFINITY];
             let y = run(&emulator, number, code, &x, &[0.0; 2], Order::Forward);
-            assert!(y[0].is_nan() && y[1] >= 1.0, "{:?}", ACTIVATIONS[code]);
+            assert!(y[0].is_nan() && y[1] >= 1.0, "{activation:?}");
         }
     }
 }

@@ -127,7 +127,7 @@ extern "C" __global__ void word(const unsigned *x, unsigned *y) {
                 (*warp.iter().max().expect("32 lanes")).wrapping_sub(500),
                 if lane < 8 { warp[2] } else { warp[9] },
                 (v >> 8 & 0xff) | 0x0002_0100 | 0x0300_0000,
-                (1 + (v as i8 as i32) * 2 - 3).cast_unsigned(),
+                (1 + i32::from(v as i8) * 2 - 3).cast_unsigned(),
             ];
             assert_eq!(
                 y[thread * 12..][..12],

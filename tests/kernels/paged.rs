@@ -52,19 +52,8 @@ impl Case {
             ..
         } = *self;
         let mut random = Random::new((heads * 1000 + dim) as u64);
-        let counts: Vec<usize> = (self.rows.iter())
-            .map(|(past, new)| (past + new).div_ceil(block_size))
-            .collect();
-        let needed: usize = counts.iter().sum();
-        // Dealt out from the last to the first, but for one that nobody has.
-        let mut free = (0..needed as u32 + 1).filter(|&block| block != 1);
-        let mut blocks: Vec<Vec<u32>> = (counts.iter().rev())
-            .map(|&count| free.by_ref().take(count).collect())
-            .collect();
-        for table in &mut blocks {
-            table.reverse();
-        }
-        blocks.reverse();
+        let blocks = self.deal_blocks();
+        let needed: usize = blocks.iter().map(Vec::len).sum();
         let geometry = CacheGeometry {
             blocks: needed + 1,
             block_size,
@@ -129,18 +118,7 @@ impl Case {
             expected = values(&y);
         }
 
-        let table_stride = counts.iter().copied().max().unwrap_or(0) + 1;
-        let mut tables = vec![u32::MAX; blocks.len() * table_stride];
-        for (table, blocks) in tables.chunks_mut(table_stride).zip(&blocks) {
-            table[..blocks.len()].copy_from_slice(blocks);
-        }
-        // What lies before every window may have gone to others.
-        if let Some(window) = self.window {
-            for (table, (past, _)) in tables.chunks_mut(table_stride).zip(&self.rows) {
-                let unseen = (past + 1).saturating_sub(window) / block_size;
-                table[..unseen].fill(u32::MAX);
-            }
-        }
+        let (tables, table_stride) = self.tables(&blocks);
         Batch {
             q,
             keys,
@@ -150,5 +128,35 @@ impl Case {
             scale,
             expected,
         }
+    }
+
+    /// The blocks of each row, from the last to the first, but for one that nobody has.
+    fn deal_blocks(&self) -> Vec<Vec<u32>> {
+        let counts = (self.rows.iter()).map(|(past, new)| (past + new).div_ceil(self.block_size));
+        let needed: usize = counts.clone().sum();
+        let mut free = (0..=needed as u32).filter(|&block| block != 1);
+        let mut blocks: Vec<Vec<u32>> = (counts.rev())
+            .map(|count| free.by_ref().take(count).collect())
+            .collect();
+        for table in &mut blocks {
+            table.reverse();
+        }
+        blocks.reverse();
+        blocks
+    }
+
+    /// The table of all rows and its stride: no block where none must be looked at.
+    fn tables(&self, blocks: &[Vec<u32>]) -> (Vec<u32>, usize) {
+        let stride = blocks.iter().map(Vec::len).max().unwrap_or(0) + 1;
+        let mut tables = vec![u32::MAX; blocks.len() * stride];
+        let rows = tables.chunks_mut(stride).zip(blocks);
+        for ((table, blocks), (past, _)) in rows.zip(&self.rows) {
+            table[..blocks.len()].copy_from_slice(blocks);
+            // What lies before every window may have gone to others.
+            if let Some(window) = self.window {
+                table[..(past + 1).saturating_sub(window) / self.block_size].fill(u32::MAX);
+            }
+        }
+        (tables, stride)
     }
 }

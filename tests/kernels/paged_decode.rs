@@ -2,7 +2,7 @@
 
 use super::agreement::Agreement;
 use super::buffer::{Buffer, Number};
-use super::emulator::{Argument, Emulator, Launch, Order};
+use super::emulator::{Argument, Emulator, Launch, Order, source};
 use super::paged::{Batch, Case};
 
 const THREADS: u32 = 128;
@@ -24,7 +24,7 @@ fn run(
     batch: &Batch,
     span: usize,
     order: Order,
-) -> Vec<f32> {
+) -> Result<Vec<f32>, String> {
     let Case { heads, dim, .. } = *case;
     let group = heads / case.kv_heads;
     let g = [1, 2, 4, 8].into_iter().find(|&g| g >= group).unwrap_or(8);
@@ -62,60 +62,56 @@ fn run(
             Argument::Buffer(buffer)
         }
     };
-    emulator
-        .launch(
-            &format!("ferry_paged_decode_g{g}_{types}"),
-            Launch::new([width as u32, spans as u32, rows as u32], THREADS),
+    emulator.launch(
+        &format!("ferry_paged_decode_g{g}_{types}"),
+        Launch::new([width as u32, spans as u32, rows as u32], THREADS),
+        order,
+        &[
+            Argument::Buffer(&y),
+            partial(&sums),
+            partial(&softmax),
+            Argument::Buffer(&q),
+            Argument::Buffer(&keys),
+            Argument::Buffer(&values),
+            Argument::Buffer(&tokens),
+            Argument::Buffer(&contexts),
+            Argument::Buffer(&tables),
+            Argument::I32(batch.table_stride as i32),
+            Argument::I32(heads as i32),
+            Argument::I32(case.kv_heads as i32),
+            Argument::I32(dim as i32),
+            Argument::I32(case.block_size as i32),
+            Argument::I32(span as i32),
+            Argument::I32(window),
+            Argument::F32(batch.scale),
+            Argument::F32(case.softcap.unwrap_or(0.0)),
+        ],
+    )?;
+    if spans > 1 {
+        emulator.launch(
+            &format!("ferry_paged_decode_reduce_{}", number.name()),
+            Launch::new([heads as u32, rows as u32, 1], REDUCE_THREADS),
             order,
             &[
                 Argument::Buffer(&y),
-                partial(&sums),
-                partial(&softmax),
-                Argument::Buffer(&q),
-                Argument::Buffer(&keys),
-                Argument::Buffer(&values),
+                Argument::Buffer(&sums),
+                Argument::Buffer(&softmax),
                 Argument::Buffer(&tokens),
                 Argument::Buffer(&contexts),
-                Argument::Buffer(&tables),
-                Argument::I32(batch.table_stride as i32),
                 Argument::I32(heads as i32),
-                Argument::I32(case.kv_heads as i32),
                 Argument::I32(dim as i32),
-                Argument::I32(case.block_size as i32),
                 Argument::I32(span as i32),
                 Argument::I32(window),
-                Argument::F32(batch.scale),
-                Argument::F32(case.softcap.unwrap_or(0.0)),
+                Argument::I32(spans as i32),
             ],
-        )
-        .unwrap_or_else(|error| panic!("{error}"));
-    if spans > 1 {
-        emulator
-            .launch(
-                &format!("ferry_paged_decode_reduce_{}", number.name()),
-                Launch::new([heads as u32, rows as u32, 1], REDUCE_THREADS),
-                order,
-                &[
-                    Argument::Buffer(&y),
-                    Argument::Buffer(&sums),
-                    Argument::Buffer(&softmax),
-                    Argument::Buffer(&tokens),
-                    Argument::Buffer(&contexts),
-                    Argument::I32(heads as i32),
-                    Argument::I32(dim as i32),
-                    Argument::I32(span as i32),
-                    Argument::I32(window),
-                    Argument::I32(spans as i32),
-                ],
-            )
-            .unwrap_or_else(|error| panic!("{error}"));
+        )?;
     }
     let mut y = y.to_floats(number);
     let absent = y.split_off(case.tokens() * heads * dim);
     if case.rows.iter().any(|row| row.1 == 0) {
         assert!(absent.iter().all(|&y| y.abs() <= 0.0), "an absent row is 0");
     }
-    y
+    Ok(y)
 }
 
 /// Groups of 1 to 9 heads, dimensions of whole and of no whole warps, contexts about a tile and over
@@ -156,6 +152,7 @@ fn paged_decode_agrees_with_the_cpu_op() {
             let name = format!("{}/{} of {}", case.heads, case.kv_heads, case.dim);
             agreement.check(&name, &batch.expected, |order| {
                 run(&emulator, types, &case, &batch, span, order)
+                    .unwrap_or_else(|error| panic!("{error}"))
             });
         }
     }
@@ -170,11 +167,38 @@ fn a_decoded_row_does_not_depend_on_its_batch() {
     let mut batch = case.batch(Number::F16);
     let types = TYPES[3];
     let together = run(&emulator, types, &case, &batch, span, Order::Forward);
+    let together = together.expect("the batch is decoded");
     // The last row alone.
     let width = case.heads * case.dim;
     case.rows.drain(..2);
     batch.q.drain(..2 * width);
     batch.tables.drain(..2 * batch.table_stride);
     let alone = run(&emulator, types, &case, &batch, span, Order::Forward);
-    assert_eq!(alone, together[2 * width..]);
+    assert_eq!(alone.as_deref(), Ok(&together[2 * width..]));
+}
+
+#[test]
+fn bugs_planted_in_paged_decode_are_caught() {
+    for (from, to, what) in [
+        ("__syncwarp();", "", "race at weights"),
+        ("__syncthreads();", "", "race at shared"),
+        (
+            "min(max(tile + lane, begin), end - 1)",
+            "tile + lane",
+            "out of bounds",
+        ),
+    ] {
+        let original = source("paged_decode");
+        assert!(original.contains(from), "{from}");
+        let planted = original.replacen(from, to, 1);
+        let Some(emulator) = Emulator::of_source("paged_decode", &planted) else {
+            return;
+        };
+        let (case, span) = cases().swap_remove(0);
+        let batch = case.batch(Number::F16);
+        let result = run(&emulator, TYPES[3], &case, &batch, span, Order::Forward);
+        let error = result.expect_err("the planted bug is seen");
+        assert!(error.contains(what), "{error}");
+        println!("caught: {error}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::agreement::Agreement;
 use super::buffer::{Buffer, Number};
-use super::emulator::{Argument, Emulator, Launch, Order};
+use super::emulator::{Argument, Emulator, Launch, Order, source};
 use super::paged::{Batch, Case};
 
 const THREADS: u32 = 128;
@@ -22,7 +22,7 @@ fn run(
     case: &Case,
     batch: &Batch,
     order: Order,
-) -> Vec<f32> {
+) -> Result<Vec<f32>, String> {
     let Case { heads, dim, .. } = *case;
     let group = heads / case.kv_heads;
     let d = [64, 128, 256]
@@ -49,32 +49,30 @@ fn run(
     let tables = Buffer::indices("tables", &batch.tables);
     let tiles = (longest * group).div_ceil(QUERIES);
     let grid = [tiles as u32, case.kv_heads as u32, case.rows.len() as u32];
-    emulator
-        .launch(
-            &format!("ferry_paged_prefill_d{d}_{types}"),
-            Launch::new(grid, THREADS),
-            order,
-            &[
-                Argument::Buffer(&y),
-                Argument::Buffer(&q),
-                Argument::Buffer(&keys),
-                Argument::Buffer(&values),
-                Argument::Buffer(&first_tokens),
-                Argument::Buffer(&first_positions),
-                Argument::Buffer(&lengths),
-                Argument::Buffer(&tables),
-                Argument::I32(batch.table_stride as i32),
-                Argument::I32(heads as i32),
-                Argument::I32(case.kv_heads as i32),
-                Argument::I32(dim as i32),
-                Argument::I32(case.block_size as i32),
-                Argument::I32(case.window.unwrap_or(0) as i32),
-                Argument::F32(batch.scale),
-                Argument::F32(case.softcap.unwrap_or(0.0)),
-            ],
-        )
-        .unwrap_or_else(|error| panic!("{error}"));
-    y.to_floats(number)
+    emulator.launch(
+        &format!("ferry_paged_prefill_d{d}_{types}"),
+        Launch::new(grid, THREADS),
+        order,
+        &[
+            Argument::Buffer(&y),
+            Argument::Buffer(&q),
+            Argument::Buffer(&keys),
+            Argument::Buffer(&values),
+            Argument::Buffer(&first_tokens),
+            Argument::Buffer(&first_positions),
+            Argument::Buffer(&lengths),
+            Argument::Buffer(&tables),
+            Argument::I32(batch.table_stride as i32),
+            Argument::I32(heads as i32),
+            Argument::I32(case.kv_heads as i32),
+            Argument::I32(dim as i32),
+            Argument::I32(case.block_size as i32),
+            Argument::I32(case.window.unwrap_or(0) as i32),
+            Argument::F32(batch.scale),
+            Argument::F32(case.softcap.unwrap_or(0.0)),
+        ],
+    )?;
+    Ok(y.to_floats(number))
 }
 
 /// Groups of 1 to 9 heads, runs of one token to several tiles, with a past and without, dimensions
@@ -122,6 +120,7 @@ fn paged_prefill_agrees_with_the_cpu_op() {
             let name = format!("{}/{} of {}", case.heads, case.kv_heads, case.dim);
             agreement.check(&name, &batch.expected, |order| {
                 run(&emulator, types, &case, &batch, order)
+                    .unwrap_or_else(|error| panic!("{error}"))
             });
         }
     }
@@ -136,6 +135,7 @@ fn a_token_does_not_depend_on_the_chunk_it_comes_in() {
         let mut batch = case.batch(Number::F16);
         let types = TYPES[2];
         let whole = run(&emulator, types, &case, &batch, Order::Forward);
+        let whole = whole.expect("the chunk is computed");
         // The first row without its first tokens.
         let left_out = case.rows[0].1 / 3;
         case.rows[0].0 += left_out;
@@ -143,6 +143,32 @@ fn a_token_does_not_depend_on_the_chunk_it_comes_in() {
         let width = case.heads * case.dim;
         batch.q.drain(..left_out * width);
         let part = run(&emulator, types, &case, &batch, Order::Forward);
-        assert_eq!(part, whole[left_out * width..]);
+        assert_eq!(part.as_deref(), Ok(&whole[left_out * width..]));
+    }
+}
+
+#[test]
+fn bugs_planted_in_paged_prefill_are_caught() {
+    for (from, to, what) in [
+        ("__syncthreads(); // K is here", "//", "race at"),
+        ("__syncthreads(); // V is here", "//", "race at"),
+        (
+            "const bool seen = position >= source.begin && position < source.end;",
+            "const bool seen = true;",
+            "out of bounds",
+        ),
+    ] {
+        let original = source("paged_prefill");
+        assert!(original.contains(from), "{from}");
+        let planted = original.replacen(from, to, 1);
+        let Some(emulator) = Emulator::of_source("paged_prefill", &planted) else {
+            return;
+        };
+        let case = cases().swap_remove(0);
+        let batch = case.batch(Number::F16);
+        let result = run(&emulator, TYPES[2], &case, &batch, Order::Forward);
+        let error = result.expect_err("the planted bug is seen");
+        assert!(error.contains(what), "{error}");
+        println!("caught: {error}");
     }
 }

@@ -15,7 +15,7 @@ const CHUNK: usize = 8192;
 const STATISTICS_THREADS: u32 = 256;
 const WEIGH_THREADS: u32 = 256;
 const THREADS: u32 = 1024;
-/// Bytes of ChunkStatistics, RowState and ChunkMasses.
+/// Bytes of `ChunkStatistics`, `RowState` and `ChunkMasses`.
 const STATISTICS_BYTES: usize = 16;
 const STATE_BYTES: usize = 16;
 const MASSES_BYTES: usize = 80;
@@ -77,7 +77,7 @@ fn expected(row: &Row) -> (i32, f32) {
     }
 }
 
-/// The bytes of a row's SampleRow, and of its changes.
+/// The bytes of a row's `SampleRow`, and of its changes.
 fn describe(row: &Row, first_change: usize, mask: i32) -> (Vec<u8>, Vec<u8>) {
     let all = &row.parameters;
     let mut changes = BTreeMap::<u32, (u32, u32, f32)>::new();

@@ -206,7 +206,7 @@ QUANTIZE(f16, __half);
 QUANTIZE(bf16, __nv_bfloat16);
 
 #define ENTRY(format, Format, R)                                                                   \
-    extern "C" __global__ void __launch_bounds__(ferry::quantized::THREADS, R == 8 ? 3 : 4)        \
+    extern "C" __global__ void __launch_bounds__(ferry::quantized::THREADS, R == 8 ? 2 : 4)        \
         ferry_quantized_linear_##format##_r##R(                                                    \
             void *y, const signed char *codes, const ferry::quantized::Scale *scales,              \
             const unsigned char *weight, const float *bias, int rows, int inputs, int outputs,     \

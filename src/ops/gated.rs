@@ -60,7 +60,7 @@ impl CustomOp1 for GatedActivation {
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, gate_up: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        super::cuda::gated(self, gate_up, layout)
+        super::cuda::gated(*self, gate_up, layout)
     }
 }
 

@@ -14,7 +14,7 @@ const KERNELS: [&str; 3] = ["ferry_gated_f32", "ferry_gated_f16", "ferry_gated_b
 
 /// [`GatedActivation`] on a device.
 pub(in crate::ops) fn gated(
-    op: &GatedActivation,
+    op: GatedActivation,
     gate_up: &CudaStorage,
     layout: &Layout,
 ) -> Result<(CudaStorage, Shape)> {

@@ -350,7 +350,7 @@ impl Step<'_> {
 
 /// Whether the kernels do heads like these.
 pub(super) fn check_heads(head_dim: usize) -> Result<()> {
-    if head_dim % DIM_PART != 0 || head_dim > MAX_DIM {
+    if !head_dim.is_multiple_of(DIM_PART) || head_dim > MAX_DIM {
         bail!(
             "attention on a device takes heads of a multiple of {DIM_PART} dimensions up to \
              {MAX_DIM}; this model's have {head_dim}"

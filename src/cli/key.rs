@@ -32,8 +32,7 @@ impl Key {
     pub fn run(self) -> Result<(), Failure> {
         let mut random = [0; BYTES];
         getrandom::fill(&mut random).map_err(|error| format!("no random numbers: {error}"))?;
-        let digits: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        let secret = format!("ferry_{digits}");
+        let secret = format!("ferry_{}", blake3::Hash::from_bytes(random).to_hex());
         let hash = ApiKey::write_hash(&secret);
         let name = self.name.unwrap_or_else(|| {
             let (_, digits) = hash.split_once(':').unwrap_or_default();

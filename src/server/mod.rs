@@ -398,7 +398,7 @@ impl Certificates {
         let reload = move || match all.iter().try_for_each(|tls| tls.reload(&config)) {
             Ok(()) => tracing::info!("certificates read again"),
             Err(error) => {
-                tracing::error!(%error, "new certificates can't be used; the old ones stay")
+                tracing::error!(%error, "new certificates can't be used; the old ones stay");
             }
         };
         tokio::spawn(reload::follow_files(files, every, closing, reload));

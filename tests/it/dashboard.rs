@@ -36,7 +36,6 @@ async fn the_page_and_its_files_are_served_with_a_policy_that_keeps_others_out()
         "playground.js",
         "style.css",
     ] {
-        assert!(page.contains(file) || file.ends_with(".js"), "{file}");
         assert_eq!(
             running.http(&format!("/dashboard/{file}")).await.0,
             200,
@@ -98,10 +97,8 @@ async fn typed_calls_are_answered_as_json_too() {
         .unwrap()
         .into_inner();
     assert_eq!(row["label"], json!(typed.rows[0].label));
-    assert_eq!(
-        row["confidence"].as_f64().unwrap() as f32,
-        typed.rows[0].confidence
-    );
+    let told = row["confidence"].as_f64().unwrap() as f32;
+    assert!((told - typed.rows[0].confidence).abs() < 1e-6, "{row}");
     assert_eq!(ask("Embed", "tiny-bert-embed").await.0, 200);
     assert_eq!(ask("Tokenize", "tiny-bert-embed").await.0, 200);
     assert_eq!(ask("ClassifyTokens", "tiny-bert-tokens").await.0, 200);

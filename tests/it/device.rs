@@ -107,6 +107,7 @@ impl Bench {
             deadline: None,
             priority: Priority::NORMAL,
             tenant: Arc::from(""),
+            trace: None,
         };
         let rows = rows.enumerate().collect();
         self.engine.submit(rows, &departure, Instant::now())
@@ -186,8 +187,9 @@ async fn a_lost_instance_is_freed_first_and_then_made_anew_where_it_was() {
     let first = {
         let (held, device) = (Arc::clone(&held), device_of(8));
         let forward: Forward = Arc::new(move |batch| {
-            let _context = &held;
-            device(batch)
+            let answer = device(batch);
+            drop(Arc::clone(&held));
+            answer
         });
         forward
     };

@@ -97,7 +97,7 @@ impl Received {
 
 async fn serve(names: &[&str], endpoint: &str, change: impl FnOnce(&mut ServerConfig)) -> Running {
     Running::serving(models_of(names), |config| {
-        config.traces.endpoint = endpoint.to_owned();
+        endpoint.clone_into(&mut config.traces.endpoint);
         config.traces.attributes =
             [("deployment.environment".to_owned(), "test".to_owned())].into();
         change(config);
@@ -399,7 +399,7 @@ async fn a_collector_that_is_gone_costs_no_request_and_is_counted() {
 async fn what_triton_asks_about_traces_is_told_as_it_is() {
     let (_received, endpoint) = Received::grpc().await;
     let traced = serve(&["tiny-bert-embed"], &endpoint, |config| {
-        config.traces.ratio = 0.01
+        config.traces.ratio = 0.01;
     })
     .await;
     let plain = Running::with(&["tiny-bert-embed"]).await;

@@ -24,8 +24,7 @@ fn sums(folder: &Path, base: &Path, found: &mut BTreeMap<String, String>) {
                 .into_bytes();
         }
         let sum = Sha256::digest(&bytes);
-        let sum = sum.iter().map(|byte| format!("{byte:02x}")).collect();
-        found.insert(name, sum);
+        found.insert(name, format!("{sum:x}"));
     }
 }
 

@@ -143,9 +143,8 @@ impl Tenant {
             })
             .map_err(|_| Limit::Concurrent(self.max_concurrent))?;
         let place = Place(Arc::clone(&self.used));
-        match self.rate {
-            Some(rate) => self.used.bucket.take(rate, now).map_err(Limit::Rate)?,
-            None => (),
+        if let Some(rate) = self.rate {
+            self.used.bucket.take(rate, now).map_err(Limit::Rate)?;
         }
         Ok(place)
     }

@@ -64,10 +64,9 @@ pub fn of_http(path: &str, open_metrics: bool) -> Need {
 
 /// Files of the dashboard tell nothing; what it shows is asked for with a key.
 fn is_page(path: &str) -> bool {
-    matches!(path, "/" | "/dashboard" | "/dashboard/")
-        || path
-            .strip_prefix("/dashboard/")
-            .is_some_and(|file| file.ends_with(".js") || file.ends_with(".css"))
+    let file = path.strip_prefix("/dashboard/").unwrap_or_default();
+    let kind = file.rsplit_once('.').map(|(_, kind)| kind);
+    matches!(path, "/" | "/dashboard" | "/dashboard/") || matches!(kind, Some("js" | "css"))
 }
 
 #[cfg(test)]

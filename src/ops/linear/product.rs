@@ -299,9 +299,7 @@ impl Piece<'_> {
                 // Of known length, a copy is a few instructions.
                 match y.as_chunks_mut::<WIDTH>() {
                     (whole, []) if whole.len() == V => {
-                        for v in 0..V {
-                            whole[v] = values[v];
-                        }
+                        whole[..V].copy_from_slice(&values[..V]);
                     }
                     _ => y.copy_from_slice(&values.as_flattened()[..width]),
                 }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     cache::SequenceCache,
     config::{
-        self, Activation,
+        self, Activation, GenerateConfig,
         manifest::{WarmupShape, find_gguf},
     },
     device::Place,
@@ -46,17 +46,9 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     } = read_parts(loading, &mut times)?;
     let table = decoder.spec().vocabulary;
 
-    let cache_type = type_of(settings.cache_type);
-    let block_bytes = KvCache::bytes_per_block(decoder.spec(), settings.block_size, cache_type);
     let context = usable_context(loading, &decoder)?;
-    // More than all sequences can ever hold would lie idle.
-    let most = settings.max_running * context.div_ceil(settings.block_size);
-    let blocks = ((settings.cache_mib << 20) / block_bytes).min(most);
-    let blocks = match ops::free_memory(decoder.device()).map_err(ForwardError::from)? {
-        // A tenth of what the weights have left is for what a step computes with.
-        Some(free) => blocks.min(free / 10 * 9 / block_bytes),
-        None => blocks,
-    };
+    let (room, block_bytes) = cache_room(settings, &decoder, context)?;
+    let blocks = room.blocks;
     let cache_tokens = blocks * settings.block_size;
     let max_sequence_tokens = context.min(cache_tokens);
     if cache_tokens < context {
@@ -69,11 +61,6 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     }
     let weight_bytes = decoder.memory_bytes();
     let memory_bytes = weight_bytes + blocks * block_bytes;
-    let room = CacheRoom {
-        blocks,
-        block_size: settings.block_size,
-        cache_type,
-    };
     let mut forward = times.measure(Stage::Engine, || step_forward(decoder, room))?;
     let supervision = supervision(loading, weights, room);
     let limits = StepLimits {
@@ -142,6 +129,31 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         prepared,
         canary,
     })
+}
+
+/// How much the cache holds, and the bytes of a block of it.
+fn cache_room(
+    settings: &GenerateConfig,
+    decoder: &DecoderModel,
+    context: usize,
+) -> Result<(CacheRoom, usize), LoadError> {
+    let block_size = settings.block_size;
+    let cache_type = type_of(settings.cache_type);
+    let block_bytes = KvCache::bytes_per_block(decoder.spec(), block_size, cache_type);
+    // More than all sequences can ever hold would lie idle.
+    let most = settings.max_running * context.div_ceil(block_size);
+    let blocks = ((settings.cache_mib << 20) / block_bytes).min(most);
+    let blocks = match ops::free_memory(decoder.device()).map_err(ForwardError::from)? {
+        // A tenth of what the weights have left is for what a step computes with.
+        Some(free) => blocks.min(free / 10 * 9 / block_bytes),
+        None => blocks,
+    };
+    let room = CacheRoom {
+        blocks,
+        block_size,
+        cache_type,
+    };
+    Ok((room, block_bytes))
 }
 
 /// What the files of a version become.

@@ -48,9 +48,11 @@ cuda:
 	@$(WITH_TOOLKIT) cargo build --release --features cuda
 
 # The crate is compiled quickly, not for speed: what is tested is that it builds, links, starts without
-# a driver, and what its kernels take. Where there is a GPU: scripts/gpu-check.sh.
+# a driver, what its kernels take, and that models run through a mock driver. Where there is a GPU: scripts/gpu-check.sh.
 test-cuda:
-	@$(WITH_TOOLKIT) CARGO_PROFILE_DEV_OPT_LEVEL=0 cargo test --features cuda --test it -- device:: kernel_resources::
+	@$(WITH_TOOLKIT) export CARGO_PROFILE_DEV_OPT_LEVEL=0 && \
+	cargo test --features cuda --test it -- device:: kernel_resources:: && \
+	cargo test --features cuda --test cuda_mock
 
 lint-cuda:
 	@$(WITH_TOOLKIT) CARGO_PROFILE_DEV_OPT_LEVEL=0 cargo clippy --all-targets --features cuda -- -D warnings

@@ -21,7 +21,7 @@
 // The CPU twin is src/generation/sampling: the same draw of the same seed gives the same token.
 // Weights are computed as there to the last bit, and added up as integers (2^-45 of the largest),
 // exactly and so in any order; the CPU adds up in f64. So both agree unless the draw lies within
-// some 2^-40 of the whole of where two tokens meet. The order that tokens are drawn in is the
+// some 2^-26 of the whole (for the largest vocabulary) of where two tokens meet. The order that tokens are drawn in is the
 // CPU's: by likelihood, ties by id, after top_k or top_p; else by group of 32 tokens, in which
 // changed ones come first.
 //

@@ -25,7 +25,14 @@ const LEAST_COSINE: f64 = 0.9999;
 const PACKED_TOLERANCE: f32 = 0.0;
 
 /// Golden files of other tests.
-const OTHERS: [&str; 3] = ["texts", "chat_templates", "comparison"];
+const OTHERS: [&str; 6] = [
+    "texts",
+    "chat_templates",
+    "calibration",
+    "comparison",
+    "drift",
+    "explain",
+];
 
 struct Golden {
     name: String,

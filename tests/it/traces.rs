@@ -458,8 +458,31 @@ impl std::io::Write for Lines {
     }
 }
 
-#[tokio::test]
-async fn the_trace_id_is_in_the_log_lines_of_a_request() {
+/// Set in the process that runs one test alone.
+const ALONE: &str = "FERRY_TEST_ALONE";
+
+#[test]
+fn the_trace_id_is_in_the_log_lines_of_a_request() {
+    // In a process of its own: whether an event is let through is decided once for all threads, and the
+    // servers of other tests have nobody who listens.
+    if std::env::var_os(ALONE).is_none() {
+        let name = "traces::the_trace_id_is_in_the_log_lines_of_a_request";
+        let alone = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(ALONE, "1")
+            .output()
+            .unwrap();
+        assert!(alone.status.success(), "{alone:?}");
+        return;
+    }
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(log_a_traced_request());
+}
+
+async fn log_a_traced_request() {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt()

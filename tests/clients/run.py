@@ -85,7 +85,11 @@ def prepare_models(source):
         sys.exit(f"no weights in {minilm}: fetch them first (python3 models/fetch.py minilm)")
     shutil.rmtree(REPOSITORY, ignore_errors=True)
     REPOSITORY.mkdir(parents=True)
-    (REPOSITORY / "minilm").symlink_to(minilm)
+    # Other people's values are f32 and held to 1e-4; bf16, the default where it is fast, is not that near.
+    (REPOSITORY / "minilm").mkdir()
+    (REPOSITORY / "minilm" / "model.toml").write_text('compute = "f32"\n' + (minilm / "model.toml").read_text())
+    for version in minilm.glob("[0-9]*"):
+        (REPOSITORY / "minilm" / version.name).symlink_to(version.resolve())
     smollm2 = source.resolve() / "smollm2-135m"
     if (smollm2 / "1" / "model.gguf").exists():
         (REPOSITORY / "smollm2-135m").symlink_to(smollm2)

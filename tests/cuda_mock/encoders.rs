@@ -53,6 +53,7 @@ fn difference(
     let options = LoadOptions {
         head: head.clone(),
         quantize: None,
+        compute: ferry::ops::Compute::F32,
     };
     let expected = EncoderModel::load(source, &options, &Device::Cpu)?.forward(batch)?;
     let found = EncoderModel::load(source, &options, device)?.forward(batch)?;
@@ -131,6 +132,7 @@ fn a_forward_pass_waits_for_the_device_once() {
         let options = LoadOptions {
             head: embed(Pooling::Mean),
             quantize: None,
+            compute: ferry::ops::Compute::F32,
         };
         let model = EncoderModel::load(&fixture("tiny-bert-embed"), &options, device)?;
         model.forward(&batch(&[3], 250))?;
@@ -146,6 +148,7 @@ fn a_batch_that_finds_no_memory_is_an_error_and_the_next_one_runs() {
         let options = LoadOptions {
             head: embed(Pooling::Mean),
             quantize: None,
+            compute: ferry::ops::Compute::F32,
         };
         let model = EncoderModel::load(&fixture("tiny-bert-embed"), &options, device)?;
         let batch = batch(&[5, 9], 250);

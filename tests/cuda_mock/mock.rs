@@ -20,6 +20,9 @@ pub type Outcome = Result<(), Box<dyn Error>>;
 /// The mock, for one test at a time: the device is the process's.
 pub struct Mock {
     driver: &'static Library,
+    /// Allocations that were there before: of a test whose context was broken, in which nothing can be
+    /// freed.
+    lost: usize,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -45,12 +48,14 @@ impl Mock {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let driver = LOADED.as_ref()?;
-        let mock = Self {
+        let mut mock = Self {
             driver,
+            lost: 0,
             _turn: turn,
         };
         mock.reset();
         mock.faults();
+        mock.lost = mock.live_allocations();
         Some(mock)
     }
 
@@ -81,9 +86,9 @@ impl Mock {
         self.count(b"ferry_mock_waits\0")
     }
 
-    /// Allocations of device memory that are not freed.
+    /// Allocations of device memory in this turn that are not freed.
     pub fn live_allocations(&self) -> usize {
-        self.count(b"ferry_mock_live_allocations\0")
+        self.count(b"ferry_mock_live_allocations\0") - self.lost
     }
 
     /// What was done wrong since the last call, a line each.

@@ -26,12 +26,13 @@ impl Random {
     /// Values in ±1 that every type holds.
     fn tensor(&mut self, shape: &[usize]) -> Tensor {
         let values: Vec<f32> = (0..shape.iter().product()).map(|_| self.next()).collect();
-        let tensor = Tensor::from_vec(values, shape, &Device::Cpu).and_then(rounded);
+        let tensor =
+            Tensor::from_vec(values, shape, &Device::Cpu).and_then(|tensor| rounded(&tensor));
         tensor.expect("a tensor")
     }
 }
 
-fn rounded(tensor: Tensor) -> Result<Tensor> {
+fn rounded(tensor: &Tensor) -> Result<Tensor> {
     tensor.to_dtype(DType::BF16)?.to_dtype(DType::F32)
 }
 

@@ -28,7 +28,7 @@ impl Block {
 }
 
 impl Steps {
-    /// The curve's value at `x`. Its points must be there, as [`Steps::check`] sees to.
+    /// The curve's value at `x`. Its points must be there, as `check` sees to.
     pub fn at(&self, x: f64) -> f64 {
         let after = self.x.partition_point(|&at| at < x);
         let (Some(&right), Some(&above)) = (self.x.get(after), self.y.get(after)) else {

@@ -13,7 +13,21 @@ checksum=d11c8be87cfbaef9ebb62fb3f850d1fc8e00cc1d11d393fdbe55a4d5c2cdb325
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-curl -sSfL --retry 3 -o "$work/crate" "https://static.crates.io/crates/candle-core/candle-core-$version.crate"
+# Cargo knows where its registry is: a package that depends on nothing else brings it.
+mkdir -p "$work/asking/src"
+touch "$work/asking/src/lib.rs"
+cat >"$work/asking/Cargo.toml" <<END
+[package]
+name = "asking"
+version = "0.0.0"
+edition = "2024"
+
+[dependencies]
+candle-core = "=$version"
+END
+cargo fetch --quiet --manifest-path "$work/asking/Cargo.toml"
+crate=$(find "${CARGO_HOME:-$HOME/.cargo}/registry/cache" -name "candle-core-$version.crate" | head -n 1)
+cp "$crate" "$work/crate"
 echo "$checksum  $work/crate" | sha256sum --check --quiet
 tar -xzf "$work/crate" -C "$work"
 

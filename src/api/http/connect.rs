@@ -17,7 +17,7 @@ use prost::Message;
 use serde::Serialize;
 use tonic::{Code, Extensions, Request, Status, metadata::MetadataMap};
 
-use super::openai::{ApiError, read_body};
+use super::openai::{ApiError, MAX_BODY_BYTES, read_body};
 use crate::{
     api::{
         grpc::{Shared, TypedInference},
@@ -26,9 +26,6 @@ use crate::{
     },
     telemetry::Outcome,
 };
-
-/// Bytes of a body at most; what gRPC takes in by default.
-const MAX_BODY_BYTES: usize = 64 << 20;
 
 /// The routes.
 pub fn routes() -> Router<Shared> {

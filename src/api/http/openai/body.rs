@@ -9,6 +9,9 @@ use futures_util::StreamExt as _;
 
 use super::errors::ApiError;
 
+/// Bytes of a body at most; what gRPC takes in by default.
+pub const MAX_BODY_BYTES: usize = 64 << 20;
+
 /// Reads a body of at most `limit` bytes. What its content type says does not matter.
 ///
 /// # Errors

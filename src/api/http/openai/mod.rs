@@ -33,7 +33,7 @@ use axum::{
     routing::{get, post},
 };
 
-pub use body::read_body;
+pub use body::{MAX_BODY_BYTES, read_body};
 pub use errors::ApiError;
 
 use self::{generate::generate, output::new_id};

@@ -5,16 +5,16 @@ use axum::{
     http::HeaderMap,
 };
 
-use super::{body::read_body, errors::ApiError};
+use super::{
+    body::{MAX_BODY_BYTES, read_body},
+    errors::ApiError,
+};
 use crate::{
     admission::CallContext,
     api::{context, grpc::Shared, status},
     error::RequestError,
     telemetry::Outcome,
 };
-
-/// Bytes of a body at most; what gRPC takes in by default.
-const MAX_BODY_BYTES: usize = 64 << 20;
 
 /// A request whose body has come in.
 #[derive(Debug)]

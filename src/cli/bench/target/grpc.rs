@@ -11,16 +11,19 @@ use tonic::{
 
 use super::{Asked, Refusal, Reply};
 use crate::{
-    api::proto::{
-        ferry::v1::{
-            EmbedRequest, GenerateRequest, GenerationOptions, ModelOptions, Sampling,
-            generate_request::Prompt, inference_client::InferenceClient,
+    api::{
+        proto::{
+            ferry::v1::{
+                EmbedRequest, GenerateRequest, GenerationOptions, ModelOptions, Sampling,
+                generate_request::Prompt, inference_client::InferenceClient,
+            },
+            inference::{
+                InferTensorContents, ModelInferRequest, ModelMetadataRequest,
+                grpc_inference_service_client::GrpcInferenceServiceClient,
+                model_infer_request::InferInputTensor,
+            },
         },
-        inference::{
-            InferTensorContents, ModelInferRequest, ModelMetadataRequest,
-            grpc_inference_service_client::GrpcInferenceServiceClient,
-            model_infer_request::InferInputTensor,
-        },
+        status::code_name,
     },
     cli::{Failure, reach::ClientTls},
 };
@@ -90,7 +93,7 @@ pub async fn embed(channel: &Channel, asked: &Asked, texts: Vec<String>) -> Resu
     let answer = answer.map_err(|status| refusal(&status))?.into_inner();
     if let Some(error) = answer.rows.iter().find_map(|row| row.error.as_ref()) {
         return Err(Refusal::new(
-            name(Code::from(error.code)),
+            code_name(Code::from(error.code)),
             error.message.clone(),
         ));
     }
@@ -256,28 +259,5 @@ fn with_headers<T>(message: T, asked: &Asked) -> Result<Request<T>, Refusal> {
 }
 
 fn refusal(status: &Status) -> Refusal {
-    Refusal::new(name(status.code()), status.message())
-}
-
-/// A code's name, as the protocol writes it.
-fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
+    Refusal::new(code_name(status.code()), status.message())
 }

@@ -26,6 +26,7 @@ mod errors;
 mod explain;
 mod fetch;
 mod generate;
+mod gradients;
 mod golden;
 mod jobs;
 #[cfg(feature = "cuda")]

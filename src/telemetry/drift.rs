@@ -8,6 +8,7 @@ pub(super) struct DriftFamilies {
     state: IntGaugeVec,
     windows: IntCounterVec,
     dropped: IntCounterVec,
+    anomalies: IntCounterVec,
 }
 
 /// The metrics of one model version.
@@ -15,6 +16,7 @@ pub(super) struct DriftFamilies {
 pub struct DriftMetrics {
     distance: GaugeVec,
     state: IntGaugeVec,
+    anomalies: IntCounterVec,
     labels: [String; 2],
     /// The worst state of any signal: 0 ok, 1 warning, 2 drifted.
     pub worst: IntGauge,
@@ -47,7 +49,16 @@ impl DriftFamilies {
             registry.register(Box::new(family.clone()))?;
             Ok::<_, prometheus::Error>(family)
         };
+        let anomalies = IntCounterVec::new(
+            Opts::new(
+                "ferry_anomalous_rows_total",
+                "Rows that a model was sure of and that are far from its baseline, by how.",
+            ),
+            &["model", "version", "kind"],
+        )?;
+        registry.register(Box::new(anomalies.clone()))?;
         Ok(Self {
+            anomalies,
             distance,
             state,
             windows: counter(
@@ -66,6 +77,7 @@ impl DriftFamilies {
         DriftMetrics {
             distance: self.distance.clone(),
             state: self.state.clone(),
+            anomalies: self.anomalies.clone(),
             labels: [model.to_owned(), version.to_owned()],
             worst: self.state.with_label_values(&[model, version, "any"]),
             windows: self.windows.with_label_values(labels),
@@ -81,6 +93,14 @@ impl DriftMetrics {
         self.distance
             .with_label_values(&[model.as_str(), version, signal, measure])
             .set(value);
+    }
+
+    /// Counts a row that is far from the baseline in one way.
+    pub fn count_anomaly(&self, kind: &str) {
+        let [model, version] = &self.labels;
+        self.anomalies
+            .with_label_values(&[model.as_str(), version, kind])
+            .inc();
     }
 
     /// Sets a signal's state.

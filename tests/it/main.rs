@@ -20,14 +20,15 @@ mod deadlines;
 mod decoders;
 mod device;
 mod drain;
+mod drift;
 mod engine;
 mod engine_generation;
 mod errors;
 mod explain;
 mod fetch;
 mod generate;
-mod gradients;
 mod golden;
+mod gradients;
 mod jobs;
 #[cfg(feature = "cuda")]
 mod kernel_resources;

@@ -128,11 +128,7 @@ impl DifferentiableEncoder {
     ///
     /// # Errors
     /// If the line is not one of this model's, or the device fails.
-    pub fn outputs(
-        &self,
-        line: &Line<'_>,
-        points: &[f64],
-    ) -> Result<Vec<Vec<f32>>, ForwardError> {
+    pub fn outputs(&self, line: &Line<'_>, points: &[f64]) -> Result<Vec<Vec<f32>>, ForwardError> {
         let ends = self.ends(line)?;
         Ok(self.forward(&ends.at(points)?)?.to_vec2()?)
     }

@@ -111,7 +111,12 @@ impl Layer {
 
     /// Whether its weights are f32.
     pub fn is_dense(&self) -> bool {
-        let products = [&self.qkv, &self.attention_out, &self.feed_in, &self.feed_out];
+        let products = [
+            &self.qkv,
+            &self.attention_out,
+            &self.feed_in,
+            &self.feed_out,
+        ];
         products.into_iter().all(Projection::is_dense)
     }
 

@@ -12,6 +12,8 @@ shap's KernelExplainer calls the served model through gRPC (Classify) with the s
 by both, so their shares must agree to rounding; longer ones are sampled by both with different random numbers, and
 shap with itself under another seed says how far apart that puts two estimates. Compared: Spearman's rank correlation
 of the shares, the largest difference, and how far base and shares are from the value (additivity).
+Integrated gradients are held against Ferry's own Kernel SHAP: they answer another question, so how far they agree is a
+figure, not a test.
 Needs numpy, scipy, shap, and what typed_client.py needs.
 """
 
@@ -33,7 +35,7 @@ import run  # noqa: E402
 from typed_client import Ferry  # noqa: E402
 
 MODEL, LABEL = "prompt-injection", "injection"
-METHODS = {"kernel_shap": 1, "lime": 2, "occlusion": 3}
+METHODS = {"kernel_shap": 1, "lime": 2, "occlusion": 3, "integrated_gradients": 4}
 
 
 def main():
@@ -47,6 +49,12 @@ def main():
         print("| --- | --- | --- | ---: | ---: | ---: | ---: |")
         for name, chosen in (("every subset", short), ("sampled", long)):
             print(compare(options, ferry, name, chosen), flush=True)
+        print()
+        print("| texts | words | output | points | Spearman with Kernel SHAP, mean (least) | first word the same | additivity, mean (most) | s, median |")
+        print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
+        for output in ("probability", "logit"):
+            for points in (50, 200):
+                print(gradients(ferry, ferry, short, output, points), flush=True)
         print()
         print("| method | rows | alone, s p50 (p95) | under load, s p50 (p95) | clients' requests/s alone | beside explanations | their p50, ms | beside |")
         print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
@@ -88,6 +96,26 @@ def compare(options, ferry, name, texts):
     if name != "every subset":
         line += f"\n| | | shap and shap | {numpy.mean(rank_shap):.4f} ({min(rank_shap):.4f}) | | | |"
     return line
+
+
+def gradients(ferry, ferry_shap, texts, output, points):
+    """Ferry's integrated gradients beside its own Kernel SHAP, of texts short enough for every subset."""
+    ranks, first, errors, times, words = [], [], [], [], []
+    for text in texts:
+        asked = {"classify": {"text": text, "label": LABEL}, "options": {"model": MODEL}, "output": {"probability": 1, "logit": 2}[output]}
+        shap_shares = numpy.array([word.share for word in ferry_shap.Explain(**asked, method=1, samples=1024).words])
+        began = time.perf_counter()
+        found = ferry.Explain(**asked, method=4, samples=points)
+        times.append(time.perf_counter() - began)
+        shares = numpy.array([word.share for word in found.words])
+        ranks.append(spearmanr(shares, shap_shares).statistic)
+        first.append(numpy.argmax(numpy.abs(shares)) == numpy.argmax(numpy.abs(shap_shares)))
+        errors.append(found.additivity_error)
+        words.append(len(shares))
+    return (
+        f"| {len(texts)} | {min(words)} to {max(words)} | {output} | {points} | {numpy.mean(ranks):.3f} ({min(ranks):.3f}) "
+        f"| {sum(first)} of {len(first)} | {numpy.mean(errors):.4f} ({max(errors):.4f}) | {statistics.median(times):.2f} |"
+    )
 
 
 def shap_values(ferry, text, samples, seed):

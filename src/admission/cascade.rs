@@ -83,7 +83,7 @@ impl Admission {
                 Some(step) => step,
                 None => return Ok(None),
             },
-            WhenUnsure::FallBack(asked) => self.step_of(model, asked)?,
+            WhenUnsure::FallBack(asked) => self.step_of(model, asked, context)?,
         };
         let context = CallContext {
             // It pins the version of the model that the request names.
@@ -106,7 +106,12 @@ impl Admission {
     }
 
     /// What a request asks for.
-    fn step_of(&self, model: &Arc<ServedModel>, asked: &FallBack) -> Result<Step, RequestError> {
+    fn step_of(
+        &self,
+        model: &Arc<ServedModel>,
+        asked: &FallBack,
+        context: &CallContext,
+    ) -> Result<Step, RequestError> {
         let cascade = &model.manifest.cascade;
         let (name, version) = if asked.model.is_empty() {
             (&cascade.model, &cascade.version)
@@ -124,6 +129,10 @@ impl Admission {
         if *name == model.name {
             let allowed = "another model than the one that is asked first";
             return Err(RequestError::invalid("fallback_model", name, allowed));
+        }
+        if !asked.model.is_empty() {
+            // Where the manifest hands on, the operator has said that whoever asks the first may.
+            context.models.check(name)?;
         }
         let repository = self.repository();
         if !repository.is_evicted(name) {

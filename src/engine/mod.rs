@@ -8,6 +8,7 @@ pub mod dynamic;
 
 mod panics;
 mod recovery;
+mod sync;
 
 pub use continuous::{GenerationEngine, GenerationOptions};
 pub use dynamic::{

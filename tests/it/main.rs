@@ -27,6 +27,7 @@ mod explain;
 mod fetch;
 mod generate;
 mod golden;
+mod hostile_requests;
 mod jobs;
 #[cfg(feature = "cuda")]
 mod kernel_resources;

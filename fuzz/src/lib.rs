@@ -2,10 +2,3 @@
 
 #[path = "../targets/mod.rs"]
 pub mod targets;
-
-use targets::{TARGETS, Target};
-
-/// The target of this name.
-pub fn find(name: &str) -> Option<&'static Target> {
-    TARGETS.iter().find(|target| target.name == name)
-}

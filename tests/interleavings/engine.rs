@@ -10,9 +10,11 @@ pub mod sync {
 mod continuous_load;
 #[allow(dead_code)]
 #[path = "../../src/engine/dynamic/load.rs"]
-pub mod dynamic_load;
+mod dynamic_load;
 #[path = "../../src/engine/continuous/pause.rs"]
 mod pause;
+
+mod handover;
 
 use shuttle::{
     sync::{

@@ -7,7 +7,6 @@
 //! channels and locks. `FERRY_SCHEDULES=100000` tries as many.
 
 mod engine;
-mod handover;
 mod leaving;
 
 /// What Ferry's files import.

@@ -17,7 +17,8 @@ use shuttle::{
     thread,
 };
 
-use crate::{engine::dynamic_load::Load, explore};
+use super::dynamic_load::Load;
+use crate::explore;
 
 const MAX_WAITING: usize = 3;
 const CALLERS: u64 = 3;
@@ -93,7 +94,7 @@ fn call(caller: u64, load: &Load, answered: &Arc<AtomicUsize>, commands: &Sender
             arrived: Instant::now(),
             deadline: None,
             priority: Priority::NORMAL,
-            tenant: std::sync::Arc::from("tenant"),
+            tenant: Arc::from("tenant"),
             payload: Answered(Arc::clone(answered)),
         };
         let rows = (0..ROWS).map(row).collect();

@@ -30,6 +30,7 @@ mod fetch;
 mod generate;
 mod golden;
 mod gradients;
+mod hostile_requests;
 mod jobs;
 #[cfg(feature = "cuda")]
 mod kernel_resources;

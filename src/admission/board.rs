@@ -1,4 +1,4 @@
-//! A request's way in: find the model, check the rows, tokenize them, put them in line.
+//! A request's way in: check the rows, have them tokenized, put them in line.
 
 use std::{
     collections::VecDeque,
@@ -186,56 +186,9 @@ impl Admission {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Finds the model a call names, unless the server is going down or the call is late already.
-    ///
-    /// # Errors
-    /// [`RequestError`] with what is wrong.
-    pub fn find(
-        &self,
-        call: &Call,
-        context: &CallContext,
-    ) -> Result<Arc<ServedModel>, RequestError> {
-        self.check_open(context)?;
-        let version = context.version_of(&call.version)?;
-        let key = context.route_key.as_deref();
-        self.repository.route(&call.model, version, call.task, key)
-    }
-
-    /// Refuses calls while the server goes down, and those that are late already.
-    pub(super) fn check_open(&self, context: &CallContext) -> Result<(), RequestError> {
-        if self.is_closed() {
-            return Err(RequestError::ShuttingDown);
-        }
-        if context.is_late(Instant::now()) {
-            return Err(RequestError::DeadlineExceeded {
-                stage: Stage::Admission,
-            });
-        }
-        Ok(())
-    }
-
     /// The threads that tokenize.
     pub(super) fn pool(&self) -> &CpuPool {
         &self.pool
-    }
-
-    /// Waits until a model that was unloaded to make room for others is back, up to the call's
-    /// deadline. Any other is no matter of waiting.
-    pub async fn wake(&self, model: &str, context: &CallContext) {
-        if !self.repository.is_evicted(model) {
-            return;
-        }
-        let (repository, name) = (Arc::clone(&self.repository), model.to_owned());
-        let loading = tokio::task::spawn_blocking(move || {
-            // Whoever comes second finds it loaded; why it failed is in its state.
-            if repository.is_evicted(&name) {
-                let _ = repository.load(&name, None);
-            }
-        });
-        match context.deadline {
-            None => drop(loading.await),
-            Some(deadline) => drop(tokio::time::timeout_at(deadline.into(), loading).await),
-        }
     }
 
     /// Lets a request for `model` (from [`Admission::find`]) in. A row that is at fault is answered

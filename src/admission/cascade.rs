@@ -93,7 +93,7 @@ impl Admission {
                 Some(step) => step,
                 None => return Ok(None),
             },
-            WhenUnsure::FallBack(asked) => self.step_of(model, asked)?,
+            WhenUnsure::FallBack(asked) => self.step_of(model, asked, context)?,
         };
         let context = CallContext {
             // It pins the version of the model that the request names.
@@ -120,6 +120,7 @@ impl Admission {
         &self,
         model: &Arc<ServedModel>,
         asked: &FallBack,
+        context: &CallContext,
     ) -> Result<Step, RequestError> {
         let cascade = &model.manifest.cascade;
         let (name, version) = if asked.model.is_empty() {
@@ -138,6 +139,10 @@ impl Admission {
         if *name == model.name {
             let allowed = "another model than the one that is asked first";
             return Err(RequestError::invalid("fallback_model", name, allowed));
+        }
+        if !asked.model.is_empty() {
+            // Where the manifest hands on, the operator has said that whoever asks the first may.
+            context.models.check(name)?;
         }
         let repository = self.repository();
         if !repository.is_evicted(name) {

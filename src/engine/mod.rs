@@ -10,6 +10,7 @@ pub mod gradients;
 
 mod panics;
 mod recovery;
+mod sync;
 
 pub use continuous::{GenerationEngine, GenerationOptions};
 pub use dynamic::{

@@ -15,7 +15,9 @@ use crate::{
     engine::{Engine, GenerationEngine, GradientEngine},
     error::RequestError,
     quality::{self, Classified, calibration::Calibration},
-    telemetry::{CascadeMetrics, GenerationMetrics, ModelMetrics, ModelStatistics, Traffic},
+    telemetry::{
+        CascadeMetrics, GenerationMetrics, InstanceCount, ModelMetrics, ModelStatistics, Traffic,
+    },
     text::{GenerationText, TextEncoder},
 };
 
@@ -52,6 +54,8 @@ pub struct ServedModel {
     pub(super) mirror: ArcSwapOption<Mirror>,
     /// Where its instances run, each one's place.
     pub places: Vec<Place>,
+    /// Says how many there are on each device, while it is there.
+    pub(super) _counted: Vec<InstanceCount>,
     /// Bytes of its weights and caches in memory.
     pub memory_bytes: u64,
     /// Bytes of its weights alone.

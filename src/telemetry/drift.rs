@@ -1,6 +1,10 @@
 //! The Prometheus metrics of drift: how far a version's latest window is from its baseline.
 
-use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use std::sync::Arc;
+
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+
+use super::series::{Lease, Registrar};
 
 #[derive(Debug)]
 pub(super) struct DriftFamilies {
@@ -18,6 +22,8 @@ pub struct DriftMetrics {
     state: IntGaugeVec,
     anomalies: IntCounterVec,
     labels: [String; 2],
+    /// Whoever looks at rows may do so for a little longer than the version is there.
+    _lease: Arc<Lease>,
     /// The worst state of any signal: 0 ok, 1 warning, 2 drifted.
     pub worst: IntGauge,
     /// Windows that were compared.
@@ -27,7 +33,7 @@ pub struct DriftMetrics {
 }
 
 impl DriftFamilies {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn register(registry: &Registrar) -> prometheus::Result<Self> {
         let distance = GaugeVec::new(
             Opts::new(
                 "ferry_drift_distance",
@@ -72,13 +78,14 @@ impl DriftFamilies {
         })
     }
 
-    pub(super) fn model(&self, model: &str, version: &str) -> DriftMetrics {
+    pub(super) fn model(&self, model: &str, version: &str, lease: Lease) -> DriftMetrics {
         let labels = &[model, version];
         DriftMetrics {
             distance: self.distance.clone(),
             state: self.state.clone(),
             anomalies: self.anomalies.clone(),
             labels: [model.to_owned(), version.to_owned()],
+            _lease: Arc::new(lease),
             worst: self.state.with_label_values(&[model, version, "any"]),
             windows: self.windows.with_label_values(labels),
             dropped: self.dropped.with_label_values(labels),

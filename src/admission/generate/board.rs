@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{
     admission::{Admission, CallContext},
-    config::Task,
     engine::{Departure, continuous::SequenceWork},
     error::{RequestError, Stage},
     generation::{InvalidStop, MAX_STOP_BYTES, MAX_STOP_STRINGS, StopText, TokenConstraint},
@@ -27,24 +26,6 @@ use crate::{
 };
 
 impl Admission {
-    /// Finds the model that a call to generate names, unless the server is going down or the call
-    /// is late already.
-    ///
-    /// # Errors
-    /// [`RequestError`] with what is wrong.
-    pub fn find_generator(
-        &self,
-        model: &str,
-        version: &str,
-        context: &CallContext,
-    ) -> Result<Arc<ServedModel>, RequestError> {
-        self.check_open(context)?;
-        let version = context.version_of(version)?;
-        let key = context.route_key.as_deref();
-        self.repository()
-            .route(model, version, Some(Task::Generate), key)
-    }
-
     /// Lets a call to generate in, for `model` from [`Admission::find_generator`].
     ///
     /// # Errors
@@ -55,7 +36,7 @@ impl Admission {
         call: GenerateCall,
         context: CallContext,
     ) -> Result<Generation, RequestError> {
-        let unsure = self.unsure(&model, &call)?;
+        let unsure = self.unsure(&model, &call, &context)?;
         let further = unsure.map(|unsure| (unsure, call.clone(), context.clone()));
         let mut generation = self
             .line_up_generation(Arc::clone(&model), call, context)

@@ -45,6 +45,7 @@ impl Admission {
         &self,
         model: &Arc<ServedModel>,
         call: &GenerateCall,
+        context: &CallContext,
     ) -> Result<Option<Unsure>, RequestError> {
         if !call.whole {
             return match call.when_unsure {
@@ -70,7 +71,7 @@ impl Admission {
                 Err(RequestError::invalid(field, "token ids", allowed))
             }
             (WhenUnsure::FallBack(asked), None) => {
-                Ok(Some(Unsure::HandOn(self.step_of(model, asked)?)))
+                Ok(Some(Unsure::HandOn(self.step_of(model, asked, context)?)))
             }
             (WhenUnsure::AsManifest, None) => Ok(Step::of_manifest(model).map(Unsure::HandOn)),
             (WhenUnsure::Flag, _) | (WhenUnsure::AsManifest, Some(_)) => Ok(None),

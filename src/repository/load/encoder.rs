@@ -23,6 +23,7 @@ use crate::{
     models::{EncoderModel, EncoderSpec, Head, LoadOptions, PackedBatch},
     ops::{self, Compute},
     repository::{FoundModel, Runner, ServedEncoder},
+    telemetry::ModelMemory,
     text::{EncodeOptions, RowInput, TextEncoder},
 };
 
@@ -101,7 +102,10 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         labels: told.labels,
         output_size: told.output_size,
         activation: told.activation,
-        memory_bytes: told.memory_bytes * copies,
+        memory: ModelMemory {
+            weights: told.memory_bytes * copies,
+            ..ModelMemory::default()
+        },
         weight_bytes: told.memory_bytes,
         times,
         prepared,

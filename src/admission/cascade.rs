@@ -11,7 +11,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
 use super::{
     Admission, AnsweredRow, Call, CallContext, RowResult,
-    board::OwnRows,
+    board::{OwnRows, Watching},
     unsure::{FallBack, WhenUnsure, sureness},
 };
 use crate::{
@@ -35,13 +35,23 @@ pub struct Escalation {
 
 /// Where a model's unsure rows go.
 #[derive(Debug, Clone)]
-struct Step {
-    model: String,
+pub(super) struct Step {
+    pub(super) model: String,
     version: String,
-    below: f32,
-    metrics: CascadeMetrics,
+    pub(super) below: f32,
+    pub(super) metrics: CascadeMetrics,
     /// Whether further steps are taken, as the manifests of the models say.
-    goes_on: bool,
+    pub(super) goes_on: bool,
+}
+
+impl PartialEq for Escalation {
+    fn eq(&self, other: &Self) -> bool {
+        let name = |model: &Arc<ServedModel>| (model.name.clone(), model.version.clone());
+        let names = |of: &Self| of.from.iter().map(name).collect::<Vec<_>>();
+        name(&self.by) == name(&other.by)
+            && names(self) == names(other)
+            && self.failed == other.failed
+    }
 }
 
 type Climbing = Pin<Box<dyn Future<Output = (usize, AnsweredRow)> + Send>>;
@@ -106,7 +116,7 @@ impl Admission {
     }
 
     /// What a request asks for.
-    fn step_of(
+    pub(super) fn step_of(
         &self,
         model: &Arc<ServedModel>,
         asked: &FallBack,
@@ -152,7 +162,7 @@ impl Admission {
     }
 
     /// The model of a step, if it can take the rows of `from`.
-    fn further(
+    pub(super) fn further(
         &self,
         step: &Step,
         from: &ServedModel,
@@ -177,7 +187,7 @@ impl Admission {
 }
 
 impl Step {
-    fn of_manifest(model: &ServedModel) -> Option<Self> {
+    pub(super) fn of_manifest(model: &ServedModel) -> Option<Self> {
         let cascade = &model.manifest.cascade;
         let metrics = model.cascade.clone()?;
         Some(Self {
@@ -325,6 +335,7 @@ impl Climber {
                 Arc::clone(&further),
                 self.call.clone(),
                 self.context.clone(),
+                Watching::Yes,
             )
             .await?;
         let (_, answer) = boarded
@@ -338,13 +349,13 @@ impl Climber {
 }
 
 /// Counts a row that was handed on as a request that its model has, so that it isn't unloaded.
-struct TrafficGuard {
+pub(super) struct TrafficGuard {
     model: Option<Arc<ServedModel>>,
     received: std::time::Instant,
 }
 
 impl TrafficGuard {
-    fn open(model: &Arc<ServedModel>, received: std::time::Instant) -> Self {
+    pub(super) fn open(model: &Arc<ServedModel>, received: std::time::Instant) -> Self {
         model.traffic.open();
         Self {
             model: Some(Arc::clone(model)),
@@ -352,7 +363,7 @@ impl TrafficGuard {
         }
     }
 
-    fn answered(mut self) {
+    pub(super) fn answered(mut self) {
         if let Some(model) = self.model.take() {
             model.traffic.close(Outcome::Ok, self.received.elapsed());
         }

@@ -25,7 +25,7 @@ pub use callers::{AllowedModels, Callers, Entered, Need, Place};
 pub use cascade::Escalation;
 pub use check::Call;
 pub use context::{CallContext, ContextError};
-pub use explain::{ExplainCall, Explained, Explanation};
+pub use explain::{ExplainBy, ExplainCall, Explained, Explanation};
 pub use generate::{
     Alternative, Ending, Finish, GenerateCall, Generation, MAX_CONTINUATIONS, Piece, PieceToken,
     Prompt,

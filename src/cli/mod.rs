@@ -21,6 +21,8 @@ mod replay;
 mod serve;
 mod warm;
 
+pub use replay::read_log;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};

@@ -12,7 +12,7 @@ use crate::{
     cache::{RowCache, SequenceCache},
     config::{Activation, ModelManifest, Task},
     device::Place,
-    engine::{Engine, GenerationEngine},
+    engine::{Engine, GenerationEngine, GradientEngine},
     error::RequestError,
     quality::{self, Classified, calibration::Calibration},
     telemetry::{
@@ -92,6 +92,8 @@ pub struct ServedEncoder {
     pub engine: Arc<Engine>,
     /// Its answers, where they are kept.
     pub cache: Option<Arc<RowCache>>,
+    /// What finds gradients of its outputs, or what is allowed instead where it has none.
+    pub gradients: Result<GradientEngine, String>,
 }
 
 /// The parts of a model that generates.

@@ -12,6 +12,7 @@ pub(super) struct DriftFamilies {
     state: IntGaugeVec,
     windows: IntCounterVec,
     dropped: IntCounterVec,
+    anomalies: IntCounterVec,
 }
 
 /// The metrics of one model version.
@@ -19,6 +20,7 @@ pub(super) struct DriftFamilies {
 pub struct DriftMetrics {
     distance: GaugeVec,
     state: IntGaugeVec,
+    anomalies: IntCounterVec,
     labels: [String; 2],
     /// Whoever looks at rows may do so for a little longer than the version is there.
     _lease: Arc<Lease>,
@@ -53,7 +55,16 @@ impl DriftFamilies {
             registry.register(Box::new(family.clone()))?;
             Ok::<_, prometheus::Error>(family)
         };
+        let anomalies = IntCounterVec::new(
+            Opts::new(
+                "ferry_anomalous_rows_total",
+                "Rows that a model was sure of and that are far from its baseline, by how.",
+            ),
+            &["model", "version", "kind"],
+        )?;
+        registry.register(Box::new(anomalies.clone()))?;
         Ok(Self {
+            anomalies,
             distance,
             state,
             windows: counter(
@@ -72,6 +83,7 @@ impl DriftFamilies {
         DriftMetrics {
             distance: self.distance.clone(),
             state: self.state.clone(),
+            anomalies: self.anomalies.clone(),
             labels: [model.to_owned(), version.to_owned()],
             _lease: Arc::new(lease),
             worst: self.state.with_label_values(&[model, version, "any"]),
@@ -88,6 +100,14 @@ impl DriftMetrics {
         self.distance
             .with_label_values(&[model.as_str(), version, signal, measure])
             .set(value);
+    }
+
+    /// Counts a row that is far from the baseline in one way.
+    pub fn count_anomaly(&self, kind: &str) {
+        let [model, version] = &self.labels;
+        self.anomalies
+            .with_label_values(&[model.as_str(), version, kind])
+            .inc();
     }
 
     /// Sets a signal's state.

@@ -21,6 +21,7 @@ mod deadlines;
 mod decoders;
 mod device;
 mod drain;
+mod drift;
 mod engine;
 mod engine_generation;
 mod errors;
@@ -28,6 +29,8 @@ mod explain;
 mod fetch;
 mod generate;
 mod golden;
+mod gradients;
+mod hostile_requests;
 mod jobs;
 #[cfg(feature = "cuda")]
 mod kernel_resources;

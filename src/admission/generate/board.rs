@@ -36,11 +36,30 @@ impl Admission {
         call: GenerateCall,
         context: CallContext,
     ) -> Result<Generation, RequestError> {
+        let unsure = self.unsure(&model, &call, &context)?;
+        let further = unsure.map(|unsure| (unsure, call.clone(), context.clone()));
         let mut generation = self
             .line_up_generation(Arc::clone(&model), call, context)
             .await?;
         generation.tap = self.mirror_generation(&model, &generation.prompt);
-        Ok(generation)
+        let Some((unsure, call, context)) = further else {
+            return Ok(generation);
+        };
+        Ok(Generation {
+            model,
+            prompt_tokens: generation.prompt_tokens,
+            tokenize: generation.tokenize,
+            tokenize_started: generation.tokenize_started,
+            cached: generation.cached,
+            prompt: Vec::new(),
+            tap: None,
+            continuations: Vec::new(),
+            turn: 0,
+            ready: VecDeque::new(),
+            has_failed: false,
+            settling: Some(self.settle(generation, unsure, call, context)),
+            settled: Vec::new(),
+        })
     }
 
     /// Lets a call in of which nobody gets a copy.
@@ -150,6 +169,8 @@ impl Admission {
             turn: 0,
             ready,
             has_failed: false,
+            settling: None,
+            settled: Vec::new(),
         })
     }
 

@@ -16,6 +16,8 @@ use super::{
     io_runtime,
     reach::{ClientKey, ClientTls, WithKey},
 };
+pub use read::read as read_log;
+
 use crate::{config::Task, quality::comparison::Figures};
 use clap::Args;
 use serde::Serialize;

@@ -5,6 +5,7 @@ mod canary;
 mod cascade;
 mod decoder;
 mod encoder;
+mod gradients;
 mod infer;
 mod instances;
 mod plan;

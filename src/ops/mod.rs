@@ -41,7 +41,7 @@ mod vector_math;
 mod testing;
 
 pub use activation::{Activation, BiasActivation};
-pub use attention::Attention;
+pub use attention::{Attention, AttentionIn};
 pub use device_memory::free_memory;
 pub use embed_norm::{EmbedNorm, WordTable};
 pub use gated::GatedActivation;

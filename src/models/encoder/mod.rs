@@ -10,6 +10,7 @@
 //! last layer drops the others as soon as attention has read them.
 
 mod layer;
+mod on_rows;
 mod run;
 mod shares;
 

@@ -23,6 +23,7 @@ pub mod thresholds;
 pub mod tls;
 pub mod traces;
 pub mod warmup;
+pub mod watchdog;
 
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,7 @@ pub use rollout::{RolloutConfig, ServedVersions, ShareConfig, VersionRule, Versi
 pub use server::ServerConfig;
 pub use thresholds::{Bound, Thresholds};
 pub use traces::TracesConfig;
+pub use watchdog::{WatchdogConfig, WhenSpent};
 
 /// Why a configuration file is refused.
 #[derive(Debug, thiserror::Error)]

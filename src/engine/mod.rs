@@ -8,9 +8,11 @@ pub mod dynamic;
 
 mod panics;
 mod recovery;
+mod watchdog;
 
 pub use continuous::{GenerationEngine, GenerationOptions};
 pub use dynamic::{
     Answers, Departure, Engine, EngineOptions, Forward, RowAnswer, RowWork, is_finite,
 };
 pub use recovery::{Changed, Recovery, Reload, Supervision};
+pub use watchdog::{Limit, Spent, Watchdog};

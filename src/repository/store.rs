@@ -85,13 +85,13 @@ impl Repository {
         self.inner.changed.subscribe()
     }
 
-    /// Tells why the process has to end: the device under a model is lost, and
-    /// `models.on_device_failure` is `"exit"`.
+    /// Tells why the process has to end: an instance of a model is lost, and the configuration
+    /// (`models.on_device_failure`, `models.watchdog`) says so.
     pub fn fatal(&self) -> watch::Receiver<Option<String>> {
         self.inner.alarm.fatal()
     }
 
-    /// The models that refuse everything since all their devices are lost, by name.
+    /// The models that refuse everything since all their instances are lost, by name.
     pub fn lost(&self) -> Vec<String> {
         let ready = self.ready().into_iter();
         let lost = ready.filter(|served| served.lost().is_some());

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tonic::{Code, Status, transport::Channel};
 
 use super::{
-    drain::{start, terminate},
+    process::{start, terminate},
     openai::{Answer, post, send},
     support::{Running, add_version, cosine, fixture, models_of, write_manifest},
 };

@@ -22,7 +22,7 @@ const EVICTION: Duration = Duration::from_secs(5);
 impl Repository {
     /// Loads the versions that the model's manifest asks for, or one `version`; again, where it is
     /// loaded already. What was loaded before serves until the new copy is ready, and goes on when
-    /// that fails. Takes seconds; call it off the I/O threads.
+    /// that fails. Many who ask at once have it loaded once. Takes seconds; call it off the I/O threads.
     ///
     /// A single version that nothing routes to takes only requests that name it, unless the model had
     /// no version to serve.
@@ -33,7 +33,18 @@ impl Repository {
     /// doesn't load.
     pub fn load(&self, name: &str, version: Option<u64>) -> Result<Arc<ServedModel>, RequestError> {
         let operation = self.operation(name)?;
-        let _held = lock(&operation);
+        let asked = Instant::now();
+        let mut last_load = lock(&operation);
+        let began = Instant::now();
+        let is_done = last_load.take().is_some_and(|began| began >= asked);
+        if version.is_none()
+            && is_done
+            && let Ok(served) = self.find(name, "", None)
+        {
+            // Many asked at once: what one of them began since then is what they all wanted.
+            *last_load = Some(asked);
+            return Ok(served);
+        }
         let found = self.found(name)?;
         match version {
             Some(version) => {
@@ -45,7 +56,11 @@ impl Repository {
                 });
                 Ok(served)
             }
-            None => self.load_selected(&found),
+            None => {
+                let served = self.load_selected(&found)?;
+                *last_load = Some(began);
+                Ok(served)
+            }
         }
     }
 

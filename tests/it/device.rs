@@ -1,10 +1,8 @@
 //! Devices: what configuration asks for, memory that runs out, and devices that are lost.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
 };
 
 use ferry::{

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Instant};
 use ferry::{
     batching::{BatchPolicy, Priority},
     engine::{
-        Answers, Changed, Departure, Engine, EngineOptions, Forward, Recovery, RowWork, Supervision,
-        Watchdog,
+        Answers, Changed, Departure, Engine, EngineOptions, Forward, Recovery, RowWork,
+        Supervision, Watchdog,
     },
     error::RequestError,
     models::{PackedBatch, RowOutput},

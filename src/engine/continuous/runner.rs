@@ -160,11 +160,7 @@ impl Runner {
 
     /// A fresh model with an empty cache; `None`, when nothing more can come, where there is none to
     /// be had.
-    fn remake(
-        &mut self,
-        recovery: &Recovery<StepForward>,
-        reason: &str,
-    ) -> Option<StepForward> {
+    fn remake(&mut self, recovery: &Recovery<StepForward>, reason: &str) -> Option<StepForward> {
         let metrics = self.metrics.device.clone();
         let fresh = recovery.recover(0, reason, &metrics, |pause| {
             self.refuse_until(Some(Instant::now() + pause))

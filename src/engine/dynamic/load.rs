@@ -35,8 +35,7 @@ impl Load {
     /// Predicted run time of a batch of so many tokens.
     pub(super) fn predict(&self, tokens: usize) -> Duration {
         let coefficient = |bits: &AtomicU64| f64::from_bits(bits.load(Relaxed));
-        let nanoseconds =
-            coefficient(&self.fixed_ns) + coefficient(&self.token_ns) * tokens as f64;
+        let nanoseconds = coefficient(&self.fixed_ns) + coefficient(&self.token_ns) * tokens as f64;
         Duration::from_nanos(nanoseconds as u64)
     }
 }

@@ -131,6 +131,10 @@ mod tests {
         assert_eq!(looks.look(began + SECOND), SECOND);
         assert_eq!(looks.look(began + 3600 * SECOND), 2 * SECOND);
         assert_eq!(looks.look(began + 3601 * SECOND), SECOND);
-        assert_eq!(looks.look(began), Duration::ZERO, "nor a clock that goes back");
+        assert_eq!(
+            looks.look(began),
+            Duration::ZERO,
+            "nor a clock that goes back"
+        );
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::{
     database::StoreError,
     file::{FilePart, FileRecord},
-    id::{FileId, JobId, now_ms},
+    id::{FileId, JobId},
     record::{Batch, JobRecord, JobState},
     row::{Endpoint, StoredResult},
     store::{Live, Store, no_file},

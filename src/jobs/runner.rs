@@ -110,7 +110,9 @@ impl Runner {
             }
             // One that must end has nothing to run, and need not wait for its turn.
             line.retain(|&id| {
-                let waits = store.job(id).is_ok_and(|job| must_end(&job).is_none());
+                let waits = store
+                    .job(id)
+                    .is_ok_and(|job| must_end(&job, now_ms()).is_none());
                 if !waits {
                     tasks.spawn(self.job_task(id));
                 }

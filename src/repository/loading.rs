@@ -1,7 +1,7 @@
 //! Brings versions to where they take requests: memory first, then files, warm-up, and the table.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{
     FoundModel, LoadError, Repository, ServedModel,
@@ -46,22 +46,18 @@ impl Repository {
             return Ok(served);
         }
         let found = self.found(name)?;
-        match version {
-            Some(version) => {
-                let served = self.load_one(&found, version)?;
-                self.inner.change(name, |entry| {
-                    if entry.stable().is_none() {
-                        entry.route.stable = Some(version);
-                    }
-                });
-                Ok(served)
+        let Some(version) = version else {
+            let served = self.load_selected(&found)?;
+            *last_load = Some(began);
+            return Ok(served);
+        };
+        let served = self.load_one(&found, version)?;
+        self.inner.change(name, |entry| {
+            if entry.stable().is_none() {
+                entry.route.stable = Some(version);
             }
-            None => {
-                let served = self.load_selected(&found)?;
-                *last_load = Some(began);
-                Ok(served)
-            }
-        }
+        });
+        Ok(served)
     }
 
     /// Brings a version to where it could take requests, without giving it any that don't name it.

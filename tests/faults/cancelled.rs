@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{
-    requests::{LONGEST, ONE_HUGE_BATCH, continuing, embed, embedder, generator},
+    requests::{HUGE, LONGEST, ONE_HUGE_BATCH, continuing, embed, embedder, generator},
     support::{Running, fixture, metric, settle},
 };
 
@@ -48,7 +48,7 @@ async fn rows_that_wait_leave_the_queue_with_their_caller() {
 async fn a_batch_that_nobody_waits_for_any_more_ends_and_the_next_is_run() {
     let running = embedder(ONE_HUGE_BATCH).await;
     let mut client = running.typed();
-    let calling = tokio::spawn(async move { client.embed(embed(2048, LONGEST)).await });
+    let calling = tokio::spawn(async move { client.embed(embed(HUGE, LONGEST)).await });
     // Counted when they have left the queue.
     until_some(&running, "ferry_batches_total").await;
     calling.abort();
@@ -64,7 +64,7 @@ async fn a_batch_that_nobody_waits_for_any_more_ends_and_the_next_is_run() {
             .len(),
         3
     );
-    settle(&running, "ferry_rows_total", 2048 + 3).await;
+    settle(&running, "ferry_rows_total", HUGE as u64 + 3).await;
     assert_eq!(metric(&running, "ferry_waiting_rows").await, 0);
     assert_eq!(metric(&running, "ferry_isolated_batches_total").await, 0);
 }

@@ -13,17 +13,14 @@ use tonic_types::StatusExt as _;
 
 use super::{
     process::start,
-    requests::{EMBED, LONGEST, ONE_HUGE_BATCH, embed},
+    requests::{EMBED, HUGE, LONGEST, ONE_HUGE_BATCH, embed},
     support::{Running, metric, models_of, write_manifest},
 };
-
-/// Rows of a batch that takes long enough, and not for ever where code is not optimised.
-const HUGE: usize = if cfg!(debug_assertions) { 4096 } else { 16_384 };
 
 fn impatient(config: &mut ServerConfig) {
     config.limits.max_rows = 65_536;
     config.models.watchdog = WatchdogConfig {
-        limit_seconds: 0.1,
+        limit_seconds: 0.05,
         factor: 1.0,
         max_replacements: 64,
         then: WhenSpent::Unready,
@@ -79,7 +76,7 @@ async fn a_server_whose_model_hangs_too_often_ends_with_an_error() {
     let manifest = format!("task = \"embed\"\n{ONE_HUGE_BATCH}");
     write_manifest(models.path(), EMBED, &manifest);
     let config = tempfile::NamedTempFile::new().unwrap();
-    let settings = "[models.watchdog]\nlimit_seconds = 0.1\nfactor = 1\nmax_replacements = 0\n\
+    let settings = "[models.watchdog]\nlimit_seconds = 0.05\nfactor = 1\nmax_replacements = 0\n\
                     [limits]\nmax_rows = 65536\n";
     std::fs::write(config.path(), settings).unwrap();
     let more = ["--config", config.path().to_str().unwrap()];

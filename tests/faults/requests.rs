@@ -32,6 +32,9 @@ pub async fn embedder(manifest: &str) -> Running {
 pub const ONE_HUGE_BATCH: &str = "[batching]\nmax_rows = 65536\nmax_tokens = 4194304\n\
                                   max_waiting_rows = 65536\n[warmup]\nrounds = 0\n";
 
+/// Rows of a request that runs for a good while under it, and not for ever where code is not optimised.
+pub const HUGE: usize = if cfg!(debug_assertions) { 2048 } else { 16_384 };
+
 /// So many rows of so many tokens.
 pub fn embed(rows: usize, tokens: usize) -> EmbedRequest {
     rows_of(&vec![vec![5; tokens]; rows])

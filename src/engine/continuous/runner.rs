@@ -38,6 +38,9 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 /// should the reader's own word have been lost.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// What is left of the longest step's time after another step: half of it after some 170.
+const LINGERS: f64 = 0.996;
+
 pub(super) struct Runner {
     scheduler: Scheduler,
     scheduler_options: SchedulerOptions,
@@ -388,7 +391,7 @@ impl Runner {
         let execute = packed_at.elapsed();
         match output {
             Ok(output) => {
-                self.longest = (self.longest - self.longest / 256).max(execute);
+                self.longest = self.longest.mul_f64(LINGERS).max(execute);
                 self.count(&batch, started, packed_at, execute);
                 self.scheduler.complete(step);
                 self.take_outputs(&step.rows, &output);

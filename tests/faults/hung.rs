@@ -77,7 +77,9 @@ fn watchdog(replacements: usize) -> Watchdog {
 
 fn replaced_by(forward: &Forward) -> Recovery<Forward> {
     let forward = Arc::clone(forward);
-    Recovery::Restart(Arc::new(move |_| Ok(Arc::clone(&forward))))
+    Recovery::Restart(Arc::new(move |_: usize| {
+        Ok::<Forward, String>(Arc::clone(&forward))
+    }))
 }
 
 /// What a caller is told whose batch hangs.
@@ -217,7 +219,9 @@ fn hanging_step(gate: &Arc<Gate>) -> StepForward {
 fn generating(gate: &Arc<Gate>, watchdog: Watchdog, metrics: &Metrics) -> GenerationEngine {
     let fresh = Arc::clone(gate);
     let supervision = Supervision {
-        recovery: Recovery::Restart(Arc::new(move |_| Ok(hanging_step(&fresh)))),
+        recovery: Recovery::Restart(Arc::new(move |_: usize| {
+            Ok::<StepForward, String>(hanging_step(&fresh))
+        })),
         watchdog: Some(watchdog),
         ..Supervision::default()
     };

@@ -2,7 +2,7 @@
 //! where the process ends, since an allocation that fails can't be answered.
 
 use std::{
-    io::{Seek as _, SeekFrom, Write as _},
+    io::{Seek as _, Write as _},
     os::unix::process::ExitStatusExt as _,
     path::Path,
     process::Command,
@@ -68,7 +68,7 @@ fn grow(version: &Path, vocabulary: u64) {
         .unwrap();
     file.write_all(&header).unwrap();
     file.write_all(&data).unwrap();
-    let end = file.seek(SeekFrom::Current(0)).unwrap();
+    let end = file.stream_position().unwrap();
     file.set_len(end + bytes).unwrap();
 
     let path = version.join("config.json");

@@ -24,7 +24,8 @@ use super::{
 
 /// A command that ends in `program`, in a world where `disk` is a disk of so many KiB.
 fn on_small_disk(disk: &Path, kib: u32, program: &str) -> Command {
-    let script = format!("mount -t tmpfs -o size={kib}k tmpfs {disk:?} && exec \"$0\" \"$@\"");
+    let disk = disk.display();
+    let script = format!("mount -t tmpfs -o size={kib}k tmpfs '{disk}' && exec \"$0\" \"$@\"");
     let mut command = Command::new("unshare");
     command.args(["--map-root-user", "--mount", "sh", "-c", &script, program]);
     command

@@ -279,7 +279,7 @@ async fn a_runner_that_hangs_too_often_refuses_and_somebody_is_told() {
     let (told, mut telling) = watch::channel(0);
     let watchdog = Watchdog {
         spent: Some(Arc::new(move |_: &str| {
-            told.send_modify(|times| *times += 1)
+            told.send_modify(|times| *times += 1);
         })),
         ..watchdog(1)
     };

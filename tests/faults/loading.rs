@@ -13,7 +13,7 @@ use super::{
 #[tokio::test(flavor = "multi_thread")]
 async fn a_herd_at_a_model_that_loads_is_told_to_wait_and_it_is_loaded_once() {
     let running = Running::serving(models_of(&[EMBED]), |config| {
-        config.models.load_at_start = false
+        config.models.load_at_start = false;
     })
     .await;
     let error = running.typed().embed(embed(1, 4)).await.unwrap_err();

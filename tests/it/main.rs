@@ -38,6 +38,8 @@ mod observed;
 mod open_inference;
 mod openai;
 mod precision;
+// Some of it is for tests/faults alone.
+#[allow(dead_code)]
 mod process;
 mod quantize;
 mod repository;

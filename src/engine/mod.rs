@@ -11,6 +11,7 @@ pub mod gradients;
 mod panics;
 mod recovery;
 mod sync;
+mod watchdog;
 
 pub use continuous::{GenerationEngine, GenerationOptions};
 pub use dynamic::{
@@ -18,3 +19,4 @@ pub use dynamic::{
 };
 pub use gradients::{GradientEngine, GradientWork, Integrated};
 pub use recovery::{Changed, Recovery, Reload, Supervision};
+pub use watchdog::{Limit, Spent, Watchdog};

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     handle::until,
     id::{JobId, now_ms},
-    record::{JobRecord, JobState, Unrun},
+    record::{JobRecord, JobState, Submitter, Unrun},
     runner::must_end,
     store::Store,
 };
@@ -21,6 +21,7 @@ fn job(state: JobState) -> JobRecord {
         id: JobId(0),
         label: String::new(),
         tenant: String::new(),
+        submitter: Submitter::default(),
         metadata: BTreeMap::new(),
         batch: None,
         state,

@@ -33,7 +33,7 @@ pub enum WhenSpent {
 impl Default for WatchdogConfig {
     fn default() -> Self {
         Self {
-            limit_seconds: 60.0,
+            limit_seconds: 120.0,
             factor: 20.0,
             max_replacements: 2,
             then: WhenSpent::Exit,
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!((off.limit(), off.validate()), (None, Ok(())));
         let usual = WatchdogConfig::default();
         assert_eq!(usual.validate(), Ok(()));
-        assert_eq!(usual.limit(), Some(Duration::from_secs(60)));
+        assert_eq!(usual.limit(), Some(Duration::from_secs(120)));
     }
 
     #[test]

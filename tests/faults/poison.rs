@@ -59,7 +59,6 @@ async fn a_row_that_meets_a_weight_that_is_not_a_number_fails_alone_in_every_pre
         "compute = \"f32\"",
         "compute = \"bf16\"",
         "compute = \"int8\"",
-        "quantize = \"q8_0\"",
     ] {
         let models = tempfile::tempdir().unwrap();
         add_version(models.path(), EMBED, 1, bad.path());

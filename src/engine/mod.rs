@@ -10,6 +10,8 @@ mod panics;
 mod recovery;
 mod sync;
 
+pub(crate) use panics::panic_message;
+
 pub use continuous::{GenerationEngine, GenerationOptions};
 pub use dynamic::{
     Answers, Departure, Engine, EngineOptions, Forward, RowAnswer, RowWork, is_finite,

@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 
-.PHONY: binary run models test faults test-rust test-clients test-deploy lint docs bench cuda test-cuda lint-cuda kernel-resources fuzz fuzz-seeds interleavings supply-chain sbom
+.PHONY: binary run models test faults test-rust test-clients test-deploy lint docs bench cuda test-cuda lint-cuda kernel-resources fuzz interleavings supply-chain sbom
 
 # Fetch the models, build, and serve them.
 run: models
@@ -79,12 +79,8 @@ kernel-resources:
 # cargo-fuzz, and once some twenty minutes of compiling (docs/fuzzing.md).
 SECONDS ?= 60
 
-fuzz: fuzz-seeds
+fuzz:
 	scripts/fuzz.sh $(SECONDS) $(FUZZ)
-
-# What the targets begin from, made from the fixtures.
-fuzz-seeds:
-	FERRY_HOSTILE_SEEDS=fuzz/corpus FERRY_HOSTILE_MUTATIONS=0 cargo test --test hostile_inputs
 
 # Fifty times the schedules that `cargo test` tries.
 interleavings:

@@ -13,6 +13,8 @@ mod recovery;
 mod sync;
 mod watchdog;
 
+pub(crate) use panics::panic_message;
+
 pub use continuous::{GenerationEngine, GenerationOptions};
 pub use dynamic::{
     Answers, Departure, Engine, EngineOptions, Forward, RowAnswer, RowWork, is_finite,

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Runs fuzz targets for some seconds each, and says what came of it: scripts/fuzz.sh SECONDS [TARGET…].
-# Begins from fuzz/corpus (`make fuzz-seeds`), whose folders name the targets. Inputs that break something are
-# left in fuzz/artifacts; the exit code is then 1. See docs/fuzzing.md.
+# Inputs that break something are left in fuzz/artifacts; the exit code is then 1. See docs/fuzzing.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:?seconds for each target}
@@ -12,7 +11,7 @@ if ! cargo +nightly --version >/dev/null 2>&1 || ! command -v cargo-fuzz >/dev/n
     exit 2
 fi
 if [ $# = 0 ]; then
-    mapfile -t targets < <(ls fuzz/corpus)
+    mapfile -t targets < <(grep -oP '(?<=target\()\s*"\K\w+' <(tr '\n' ' ' <fuzz/targets/mod.rs))
     set -- "${targets[@]}"
 fi
 # The dependencies that Ferry is built with, and no newer ones.
@@ -29,7 +28,8 @@ for target in "$@"; do
     mkdir -p "fuzz/corpus/$target" "fuzz/artifacts/$target"
     result=ok
     # The server's threads and statics outlive an input; they are no leaks.
-    FERRY_FUZZ_TARGET=$target "$binary" "fuzz/corpus/$target" -artifact_prefix="fuzz/artifacts/$target/" \
+    FERRY_FUZZ_TARGET=$target FERRY_FUZZ_SEEDS=fuzz/corpus/$target \
+        "$binary" "fuzz/corpus/$target" -artifact_prefix="fuzz/artifacts/$target/" \
         -max_total_time="$seconds" -timeout=30 -rss_limit_mb=6144 -malloc_limit_mb=2048 -detect_leaks=0 \
         -print_final_stats=1 >"$log" 2>&1 || { result=BROKEN; broken=1; }
     stat() { sed -n "s/^stat::$1: *//p" "$log" | tail -1; }

@@ -48,11 +48,11 @@ pub fn run(input: &[u8]) {
                         .then(|| now + Duration::from_micros(input.below(30_000) as u64)),
                     priority: LEVELS[input.below(3)],
                     tenant: Arc::from(format!("tenant {}", input.below(4))),
-                    payload: id,
+                    payload: pushed,
                 };
                 match queue.push(row, now) {
-                    Ok(()) => assert!(waiting.insert(id), "an id that waits was taken again"),
-                    Err(rejected) => assert_eq!(rejected.row.payload, id),
+                    Ok(()) => assert!(waiting.insert(pushed)),
+                    Err(rejected) => assert_eq!(rejected.row.payload, pushed),
                 }
                 pushed += 1;
             }

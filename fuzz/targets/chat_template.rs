@@ -19,7 +19,7 @@ pub fn run(input: &[u8]) {
     };
     let messages = messages.get(1..).unwrap_or_default();
     let (messages, tools) = match serde_json::from_slice(messages) {
-        Ok(Json::Object(chat)) => (messages_of(&chat["messages"]), chat.get("tools").cloned()),
+        Ok(chat @ Json::Object(_)) => (messages_of(&chat["messages"]), chat.get("tools").cloned()),
         _ => (vec![ChatMessage::new("user", lossy(messages))], None),
     };
     let options = ChatOptions {

@@ -148,12 +148,12 @@ async fn serve(config: ServerConfig) -> Result<(), Failure> {
     if let Some(reason) = &lost {
         tracing::error!(
             reason,
-            "a device is lost and models.on_device_failure is \"exit\"; ending"
+            "an instance of a model is lost, and the configuration says to end; ending"
         );
     }
     let in_time = server.shut_down().await;
     if let Some(reason) = lost {
-        return Err(format!("the device under a model is lost: {reason}").into());
+        return Err(format!("a model is lost: {reason}").into());
     }
     if in_time {
         Ok(())

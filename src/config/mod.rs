@@ -25,6 +25,7 @@ pub mod thresholds;
 pub mod tls;
 pub mod traces;
 pub mod warmup;
+pub mod watchdog;
 
 use std::path::{Path, PathBuf};
 
@@ -44,6 +45,7 @@ pub use secret::Secret;
 pub use server::ServerConfig;
 pub use thresholds::{Bound, Thresholds};
 pub use traces::TracesConfig;
+pub use watchdog::{WatchdogConfig, WhenSpent};
 
 /// Why a configuration file is refused.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,8 @@ pub use super::listeners::{GrpcConfig, HttpConfig};
 
 use super::{
     ConfigError, DeviceChoice, JobsConfig, MetricsConfig, OnDeviceFailure, RequestLogConfig,
-    TracesConfig, Violation, admin::AdminConfig, auth::AuthConfig, read_checked, tls::TlsConfig,
+    TracesConfig, Violation, WatchdogConfig, admin::AdminConfig, auth::AuthConfig, read_checked,
+    tls::TlsConfig,
 };
 
 /// Everything `ferry serve` can be told. Each section and key may be left out.
@@ -82,6 +83,8 @@ pub struct ModelsConfig {
     /// The folder where they are kept; unset for the version's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prepared_directory: Option<PathBuf>,
+    /// What is done about a batch or a step that does not come back.
+    pub watchdog: WatchdogConfig,
 }
 
 /// Who may change what is served after the start.
@@ -122,6 +125,7 @@ impl Default for ModelsConfig {
             state_file: PathBuf::new(),
             prepared: PreparedWeights::Keep,
             prepared_directory: None,
+            watchdog: WatchdogConfig::default(),
         }
     }
 }
@@ -275,6 +279,7 @@ impl ServerConfig {
             self.text.threads,
             "0 to 1024",
         )?;
+        self.models.watchdog.validate()?;
         self.admin.validate()?;
         self.tls.validate()?;
         self.auth.validate()?;

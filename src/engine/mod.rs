@@ -11,6 +11,9 @@ pub mod gradients;
 mod panics;
 mod recovery;
 mod sync;
+mod watchdog;
+
+pub(crate) use panics::panic_message;
 
 pub use continuous::{GenerationEngine, GenerationOptions};
 pub use dynamic::{
@@ -18,3 +21,4 @@ pub use dynamic::{
 };
 pub use gradients::{GradientEngine, GradientWork, Integrated};
 pub use recovery::{Changed, Recovery, Reload, Supervision};
+pub use watchdog::{Limit, Spent, Watchdog};

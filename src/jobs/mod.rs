@@ -8,6 +8,8 @@
 //! This room knows nothing of models or protocols: how a row is run comes as a [`RunRow`], and what
 //! rows and answers hold are bytes to it.
 
+#[cfg(test)]
+mod clock_tests;
 mod database;
 mod file;
 mod handle;

@@ -222,7 +222,8 @@ impl Server {
         self.shared.admission.repository().ready().len()
     }
 
-    /// Waits until the device under a model is lost and the process is to end for it; says why.
+    /// Waits until a model is lost, with its device or since it hangs, and the process is to end for
+    /// it; says why.
     pub async fn device_lost(&self) -> String {
         let mut fatal = self.repository().fatal();
         match fatal.wait_for(Option::is_some).await {

@@ -7,8 +7,10 @@ use super::series::Registrar;
 /// The metrics of what a model version runs on.
 #[derive(Debug, Clone)]
 pub struct DeviceMetrics {
-    /// Instances that have lost their device and take nothing.
+    /// Instances that have lost their device, or hang, and take nothing.
     pub failed_instances: IntGauge,
+    /// Times that an instance hung.
+    pub hung: IntCounter,
     /// Times that an instance was made anew.
     pub restarts: IntCounter,
     /// Batches that the device had no memory for and that were run in parts.
@@ -32,6 +34,7 @@ impl Drop for InstanceCount {
 pub(super) struct DeviceFamilies {
     instances: IntGaugeVec,
     failed_instances: IntGaugeVec,
+    hung: IntCounterVec,
     restarts: IntCounterVec,
     split_batches: IntCounterVec,
 }
@@ -57,12 +60,16 @@ impl DeviceFamilies {
             )?,
             failed_instances: gauge(
                 "ferry_failed_instances",
-                "Instances that have lost their device and take nothing.",
+                "Instances that have lost their device, or hang, and take nothing.",
                 model,
+            )?,
+            hung: counter(
+                "ferry_instance_hangs_total",
+                "Times that an instance did not come back from a batch or a step.",
             )?,
             restarts: counter(
                 "ferry_instance_restarts_total",
-                "Times that an instance which had lost its device was made anew.",
+                "Times that an instance which had lost its device, or hung, was made anew.",
             )?,
             split_batches: counter(
                 "ferry_split_batches_total",
@@ -75,6 +82,7 @@ impl DeviceFamilies {
         let labels = &[model, version];
         DeviceMetrics {
             failed_instances: self.failed_instances.with_label_values(labels),
+            hung: self.hung.with_label_values(labels),
             restarts: self.restarts.with_label_values(labels),
             split_batches: self.split_batches.with_label_values(labels),
         }

@@ -12,7 +12,9 @@ use tokenizers::{
     },
 };
 
-use super::{GgufVocabulary, VocabularyError, word_piece::word_pieces};
+use super::{
+    GgufVocabulary, VocabularyError, tokenizer_json::read_tokenizer, word_piece::word_pieces,
+};
 use crate::config::Truncation;
 
 /// What one row of a request holds.
@@ -161,7 +163,8 @@ impl TextEncoder {
     /// [`TokenizerError`] when the file is missing or isn't a tokenizer.
     pub fn load(dir: &Path, limits: EncoderLimits) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
-        let tokenizer = Tokenizer::from_file(&path);
+        let json = std::fs::read(&path).map_err(|error| error.to_string());
+        let tokenizer = json.and_then(|json| read_tokenizer(&json));
         Self::new(tokenizer, limits).map_err(|reason| TokenizerError { path, reason })
     }
 
@@ -174,7 +177,7 @@ impl TextEncoder {
         path: &Path,
         limits: EncoderLimits,
     ) -> Result<Self, TokenizerError> {
-        let tokenizer = Tokenizer::from_bytes(json.as_bytes());
+        let tokenizer = read_tokenizer(json.as_bytes());
         Self::new(tokenizer, limits).map_err(|reason| TokenizerError {
             path: path.to_owned(),
             reason,
@@ -196,11 +199,8 @@ impl TextEncoder {
         Self::new(Ok(tokenizer), limits).map_err(VocabularyError::Failed)
     }
 
-    fn new(
-        tokenizer: tokenizers::Result<Tokenizer>,
-        limits: EncoderLimits,
-    ) -> Result<Self, String> {
-        let mut tokenizer = tokenizer.map_err(|error| error.to_string())?;
+    fn new(tokenizer: Result<Tokenizer, String>, limits: EncoderLimits) -> Result<Self, String> {
+        let mut tokenizer = tokenizer?;
         // Ours to decide per request; what the file says would cut or pad a second time.
         tokenizer
             .with_truncation(None)

@@ -4,7 +4,7 @@
 //!
 //! The mutations are the same on every run. `FERRY_HOSTILE_SEED=7 cargo test --test hostile_inputs`
 //! tries others, `FERRY_HOSTILE_MUTATIONS=5000` as many of each seed, `FERRY_HOSTILE_TARGET=stop_text`
-//! one target only, and `FERRY_HOSTILE_SEEDS=fuzz/corpus` writes the seeds for libFuzzer.
+//! one target only.
 
 mod memory;
 mod mutate;
@@ -12,7 +12,6 @@ mod mutate;
 mod targets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -58,9 +57,6 @@ fn no_seed_of_a_hostile_input_nor_its_mutations_panic_hang_or_fill_the_memory() 
     for target in chosen {
         let begun = Instant::now();
         let seeds = (target.seeds)();
-        if let Some(corpora) = setting("FERRY_HOSTILE_SEEDS") {
-            write_seeds(Path::new(&corpora), target.name, &seeds);
-        }
         let tally = try_all(target, &seeds, mutations, seed);
         println!(
             "{:<18} {:>5} inputs, {:>5.1} s, the slowest {:>6.1?}, at most {:>9} bytes allocated",
@@ -135,12 +131,4 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref().copied());
     text.unwrap_or("without words").to_owned()
-}
-
-fn write_seeds(corpora: &Path, target: &str, seeds: &[Vec<u8>]) {
-    let folder = corpora.join(target);
-    std::fs::create_dir_all(&folder).unwrap();
-    for (at, seed) in seeds.iter().enumerate() {
-        std::fs::write(folder.join(format!("seed-{at:02}")), seed).unwrap();
-    }
 }

@@ -11,7 +11,7 @@ use ferry::api::proto::ferry::v1::{
 use prost::Message as _;
 use tonic::{Code, Status, Streaming};
 
-use super::support::{Running, add_version, fixture, write_manifest};
+use super::support::{Running, add_version, fixture, metric, settle, write_manifest};
 
 /// A server over the tiny Llama, with these lines in its manifest's `[generate]`.
 pub async fn serve(settings: &str) -> Running {
@@ -566,33 +566,6 @@ async fn mangled_requests_are_the_callers_fault_and_leave_the_server_well() {
             .ids
             .len(),
         3
-    );
-}
-
-/// The sum of a counter's or gauge's samples; labels may be given as the page writes them.
-pub async fn metric(running: &Running, name: &str) -> u64 {
-    let (base, label) = match name.split_once('{') {
-        Some((base, label)) => (base, label.trim_end_matches('}')),
-        None => (name, ""),
-    };
-    let (_, page) = running.http("/metrics").await;
-    page.lines()
-        .filter(|line| line.starts_with(&format!("{base}{{")) && line.contains(label))
-        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
-        .sum()
-}
-
-/// Waits until a metric has this value; fails after 20 s.
-async fn settle(running: &Running, name: &str, value: u64) {
-    for _ in 0..2000 {
-        if metric(running, name).await == value {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!(
-        "{name} never became {value}: {}",
-        metric(running, name).await
     );
 }
 

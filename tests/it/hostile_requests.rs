@@ -75,7 +75,7 @@ async fn control_characters_are_text_like_any_other() {
     let odd = format!("{controls}\u{200b}\u{202e}\u{feff}\u{fffe}\u{10ffff}e\u{301}");
     for model in ["word-piece", "byte-level", "unigram"] {
         let answer = embed(&running, model, odd.clone()).await.unwrap();
-        assert!(answer.embeddings[0].values.iter().all(|x| x.is_finite()));
+        assert!(answer.rows[0].embedding.iter().all(|x| x.is_finite()));
         // Nothing but what normalization takes away.
         embed(&running, model, "\0\u{1}\u{7f}".to_owned())
             .await
@@ -165,11 +165,7 @@ async fn texts_that_tokenizers_are_slow_on_take_bounded_time_and_hold_up_no_neig
         for model in ["word-piece", "byte-level", "unigram"] {
             let slow = embed(&running, model, text.clone());
             let answer = beside_a_neighbour(&running, slow).await.unwrap();
-            assert_eq!(
-                answer.embeddings.len(),
-                1,
-                "it is cut to the model's length"
-            );
+            assert_eq!(answer.rows.len(), 1, "it is cut to the model's length");
         }
         let slow = complete(&running, json!({"prompt": text}));
         let answer = beside_a_neighbour(&running, slow).await;

@@ -16,12 +16,14 @@ mod cli;
 mod compare;
 mod confidence;
 mod connections;
+mod counting;
 mod dashboard;
 mod deadlines;
 mod decoders;
 mod device;
 mod drain;
 mod drift;
+mod echo;
 mod engine;
 mod engine_generation;
 mod errors;
@@ -41,6 +43,9 @@ mod observed;
 mod open_inference;
 mod openai;
 mod precision;
+// Some of it is for tests/faults alone.
+#[allow(dead_code)]
+mod process;
 mod quantize;
 mod repository;
 mod response_cache;

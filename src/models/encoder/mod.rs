@@ -11,6 +11,7 @@
 
 mod gradients;
 mod layer;
+mod on_rows;
 mod run;
 mod shares;
 

@@ -71,7 +71,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
             metrics: loading.metrics.clone(),
             statistics: Arc::clone(&loading.statistics),
         };
-        let supervision = instances.supervision(loading);
+        let supervision = instances.supervision(loading, &forwards);
         Engine::start_over(options, forwards.clone(), &supervision)
     };
     let engine = times.measure(Stage::Engine, start)?;

@@ -17,6 +17,7 @@ mod vocabulary;
 
 use std::{
     collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Instant, SystemTime},
@@ -34,7 +35,7 @@ use crate::{
     batching::PolicyError,
     config::{Activation, ConfigError, ModelManifest, Quantize, Task},
     device::{self, DeviceError, Place},
-    engine::continuous,
+    engine::{continuous, panic_message},
     models::{self, ForwardError, PreparedWeights},
     quality::calibration::Calibration,
     telemetry::{InstanceCount, Metrics, ModelMemory, ModelMetrics, ModelStatistics, Traffic},
@@ -111,6 +112,9 @@ pub enum LoadError {
     /// A generation engine can't start.
     #[error(transparent)]
     Generation(#[from] continuous::StartError),
+    /// Something that reads the files is not up to them.
+    #[error("its files make what reads them panic: {0}")]
+    Panic(String),
     /// The model loaded and then failed on its first input.
     #[error("warm-up failed: {0}")]
     WarmUp(#[from] ForwardError),
@@ -235,6 +239,20 @@ pub fn load_model(
 /// # Errors
 /// [`LoadError`] says what is wrong with which file.
 pub fn load_version(
+    model: &FoundModel,
+    version: u64,
+    metrics: &Metrics,
+    settings: &LoadSettings,
+    tell: &dyn Fn(LoadStage),
+) -> Result<ServedModel, LoadError> {
+    // Other people's code reads tokenizers and tensors, too. A file that makes it panic is its own
+    // model's failure: other models are still to be loaded by this thread.
+    let loading = AssertUnwindSafe(|| load_unguarded(model, version, metrics, settings, tell));
+    catch_unwind(loading)
+        .unwrap_or_else(|panic| Err(LoadError::Panic(panic_message(&*panic).to_owned())))
+}
+
+fn load_unguarded(
     model: &FoundModel,
     version: u64,
     metrics: &Metrics,

@@ -206,7 +206,11 @@ fn sampled(trace: TraceId, state: TraceState) -> SpanContext {
 
 /// The span of the caller, where the headers name one that is valid.
 fn parent_of(headers: &dyn Extractor) -> Option<SpanContext> {
-    headers.get("traceparent")?;
+    // The propagator takes ids of any length for whole ones; what is no `traceparent` begins a trace
+    // of its own.
+    if !is_traceparent(headers.get("traceparent")?) {
+        return None;
+    }
     let context = TraceContextPropagator::new().extract(headers);
     let parent = context.span().span_context().clone();
     parent.is_valid().then_some(parent)
@@ -230,6 +234,24 @@ pub(super) fn span_of(traceparent: &str, tracestate: &str) -> Option<SpanContext
     parent_of(&headers)
 }
 
+/// Whether a header is of the form that W3C's Trace Context, 2.2, gives it: version, trace, span and
+/// flags, lower-case, and in versions to come more behind.
+fn is_traceparent(header: &str) -> bool {
+    let mut fields = header.trim().split('-');
+    let mut next = |digits: usize| {
+        let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let field = fields.next().filter(|field| field.len() == digits);
+        field.filter(|field| field.bytes().all(hex))
+    };
+    let (version, trace, span, flags) = (next(2), next(32), next(16), next(2));
+    let is_whole = trace.is_some() && span.is_some() && flags.is_some();
+    match version {
+        Some("00") => is_whole && fields.next().is_none(),
+        Some(version) => is_whole && version != "ff",
+        None => false,
+    }
+}
+
 /// As OpenTelemetry's `TraceIdRatioBased` decides, so that servers with the same ratio agree.
 pub(super) fn is_sampled(trace: TraceId, threshold: u64) -> bool {
     let bytes = trace.to_bytes();
@@ -237,4 +259,33 @@ pub(super) fn is_sampled(trace: TraceId, threshold: u64) -> bool {
         .iter()
         .fold(0, |low, &byte| low << 8 | u64::from(byte));
     low >> 1 < threshold
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_traceparent;
+
+    #[test]
+    fn ids_of_another_length_are_no_traceparent() {
+        let (trace, span) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+        assert!(is_traceparent(&format!("00-{trace}-{span}-01")));
+        assert!(is_traceparent(&format!(
+            "cc-{trace}-{span}-01-what-will-be"
+        )));
+        for wrong in [
+            String::new(),
+            format!("00-{trace}-{span}"),
+            format!("00-{trace}-{span}-01-more"),
+            format!("ff-{trace}-{span}-01"),
+            format!("0-{trace}-{span}-01"),
+            format!("00-{}-{span}-01", &trace[1..]),
+            format!("00-{trace}-{}-01", &span[1..]),
+            format!("00-{trace}-{span}-1"),
+            format!("00-{}-{span}-01", trace.to_uppercase()),
+            // What the fuzzer found: taken for a trace of 32 digits.
+            "cc-123890123457789012-1034565780246912-01-what-the-future-will-be".to_owned(),
+        ] {
+            assert!(!is_traceparent(&wrong), "{wrong}");
+        }
+    }
 }

@@ -69,7 +69,8 @@ fn every_row_that_is_accepted_is_answered_once_and_leaves_no_trace_in_the_load()
         drop(commands);
         let dispatcher = {
             let load = Arc::clone(&load);
-            thread::spawn(move || dispatch(&news, batches, &load))
+            // Its end of the batches is dropped when it is done; the executor ends then.
+            thread::spawn(move || dispatch(&news, &batches, &load))
         };
         let accepted: usize = callers
             .into_iter()
@@ -107,7 +108,7 @@ fn call(caller: u64, load: &Load, answered: &Arc<AtomicUsize>, commands: &Sender
     if accepted { ROWS as usize } else { 0 }
 }
 
-fn dispatch(news: &Receiver<News>, batches: SyncSender<Batch<Answered>>, load: &Load) {
+fn dispatch(news: &Receiver<News>, batches: &SyncSender<Batch<Answered>>, load: &Load) {
     let mut queue = BatchQueue::new(BatchPolicy {
         max_rows: 2,
         max_tokens: 8,

@@ -122,10 +122,11 @@ async fn infer_in_stream(
     shared.admission.wake(&request.model_name, &context).await;
     let (name, version) = (&request.model_name, &request.model_version);
     let model = shared.admission.look_up(name, version, &context.models);
-    let answered = if model.is_ok_and(|model| model.task() == Task::Generate) {
-        generate::infer_in_stream(&shared, &request, context, &replies).await
-    } else {
-        match infer(&shared, request, context).await {
+    let answered = match model {
+        Ok(model) if model.task() == Task::Generate => {
+            generate::infer_in_stream(&shared, &request, context, &replies).await
+        }
+        Ok(_) => match infer(&shared, request, context).await {
             Ok(response) => {
                 replies
                     .send(pb::ModelStreamInferResponse {
@@ -136,6 +137,10 @@ async fn infer_in_stream(
                 Ok(())
             }
             Err(error) => Err(error),
+        },
+        Err(error) => {
+            shared.metrics.count_unrouted(map(&error).outcome);
+            Err(error)
         }
     };
     if let Err(error) = answered {

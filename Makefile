@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 
-.PHONY: binary run models test test-rust test-clients test-deploy lint docs bench cuda test-cuda lint-cuda kernel-resources
+.PHONY: binary run models test test-rust test-clients test-deploy lint docs bench cuda test-cuda lint-cuda kernel-resources fuzz fuzz-seeds interleavings supply-chain sbom
 
 # Fetch the models, build, and serve them.
 run: models
@@ -61,3 +61,28 @@ lint-cuda:
 kernel-resources:
 	@$(WITH_TOOLKIT) CARGO_PROFILE_DEV_OPT_LEVEL=0 FERRY_UPDATE_KERNEL_RESOURCES=1 cargo test --features cuda --test it -- kernel_resources::no_kernel
 	git diff --stat kernels/resources.toml
+
+# Every fuzz target for so many seconds; FUZZ="stop_text texts" for some. Needs nightly Rust and
+# cargo-fuzz, and once some twenty minutes of compiling (docs/fuzzing.md).
+SECONDS ?= 60
+
+fuzz: fuzz-seeds
+	scripts/fuzz.sh $(SECONDS) $(FUZZ)
+
+# What the targets begin from, made from the fixtures.
+fuzz-seeds:
+	FERRY_HOSTILE_SEEDS=fuzz/corpus FERRY_HOSTILE_MUTATIONS=0 cargo test --test hostile_inputs
+
+# Fifty times the schedules that `cargo test` tries.
+interleavings:
+	FERRY_SCHEDULES=100000 cargo test --test interleavings
+
+# Licences, sources and versions of all dependencies; with `cargo deny check` also known vulnerabilities,
+# which asks the network.
+supply-chain:
+	cargo deny --all-features check licenses bans sources
+	cargo deny --all-features list
+
+# What the binary is made of, as CycloneDX: target/ferry.cdx.json.
+sbom:
+	scripts/sbom.sh

@@ -27,7 +27,7 @@ pub use file::{FilePart, FileRecord};
 pub use handle::{Jobs, StartError};
 pub use id::{AnyFileId, FileId, JobId};
 pub use lines::{LineSplitter, http_row, read_http_row, write_http_result};
-pub use record::{Batch, JobRecord, JobState, LineFault, Unrun};
+pub use record::{Batch, JobRecord, JobState, LineFault, Submitter, Unrun};
 pub use row::{Endpoint, NewRow, RowForm, RowWork, RunEnd, RunRow, StoredResult};
 pub use runner::Runner;
 pub use store::Live;

@@ -38,6 +38,11 @@ impl Projection {
         }
     }
 
+    /// Whether all of it is in f32.
+    pub fn is_dense(&self) -> bool {
+        matches!(self, Self::Dense(_))
+    }
+
     /// Number of output features.
     pub fn out_features(&self) -> usize {
         match self {

@@ -1,6 +1,8 @@
 //! The Prometheus metrics of devices under models, with the labels `model` and `version`.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+
+use super::series::Registrar;
 
 /// The metrics of what a model version runs on.
 #[derive(Debug, Clone)]
@@ -13,6 +15,19 @@ pub struct DeviceMetrics {
     pub split_batches: IntCounter,
 }
 
+/// Instances on a device, told of for as long as this is there.
+#[derive(Debug)]
+pub struct InstanceCount {
+    gauge: IntGauge,
+    instances: i64,
+}
+
+impl Drop for InstanceCount {
+    fn drop(&mut self) {
+        self.gauge.sub(self.instances);
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct DeviceFamilies {
     instances: IntGaugeVec,
@@ -22,7 +37,7 @@ pub(super) struct DeviceFamilies {
 }
 
 impl DeviceFamilies {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn register(registry: &Registrar) -> prometheus::Result<Self> {
         let model = &["model", "version"];
         let gauge = |name: &str, help: &str, labels: &[&str]| {
             let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
@@ -65,7 +80,15 @@ impl DeviceFamilies {
         }
     }
 
-    pub(super) fn instances(&self, model: &str, version: &str, device: &str) -> IntGauge {
-        self.instances.with_label_values(&[model, version, device])
+    pub(super) fn count(
+        &self,
+        model: &str,
+        version: &str,
+        (device, instances): (&str, usize),
+    ) -> InstanceCount {
+        let gauge = self.instances.with_label_values(&[model, version, device]);
+        let instances = instances as i64;
+        gauge.add(instances);
+        InstanceCount { gauge, instances }
     }
 }

@@ -12,6 +12,7 @@
 mod handle;
 mod load;
 mod messages;
+mod pause;
 mod runner;
 mod sampling;
 mod sequence;

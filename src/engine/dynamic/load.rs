@@ -1,8 +1,9 @@
 //! How busy an engine is: written by its dispatcher, read by admission, without a lock.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-
-use crate::batching::Priority;
+use crate::{
+    batching::Priority,
+    engine::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+};
 
 /// The load of one engine.
 #[derive(Debug)]

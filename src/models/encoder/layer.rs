@@ -127,6 +127,17 @@ impl Layer {
         self.attention.computing(self.qkv.compute())
     }
 
+    /// Whether its weights are f32.
+    pub fn is_dense(&self) -> bool {
+        let products = [
+            &self.qkv,
+            &self.attention_out,
+            &self.feed_in,
+            &self.feed_out,
+        ];
+        products.into_iter().all(Projection::is_dense)
+    }
+
     fn finish(&self, attended: &Tensor, x: &Tensor) -> DeviceResult<Tensor> {
         let y = self.attention_out.apply(attended)?;
         self.attention_norm.apply(&y, x)?;

@@ -24,6 +24,7 @@ use crate::{
     },
     ops,
     repository::{Runner, ServedDecoder},
+    telemetry::ModelMemory,
     text::GenerationText,
 };
 
@@ -123,7 +124,11 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         output_size: 0,
         activation: Activation::Softmax,
         calibration: None,
-        memory_bytes: memory_bytes as u64,
+        memory: ModelMemory {
+            weights: weight_bytes as u64,
+            kv_cache: (memory_bytes - weight_bytes) as u64,
+            answers: 0,
+        },
         weight_bytes: weight_bytes as u64,
         times,
         prepared,

@@ -193,7 +193,7 @@ impl Work<'_> {
                 let mut piece = Piece {
                     panel: columns.panel(p),
                     lines: lines(p, first_group),
-                    next: Ahead::new(next, rows),
+                    next: Ahead::new(next, rows, lines(p, first_group).len()),
                     first_group,
                     add: self.add || first_group > 0,
                     words: groups.div_ceil(WIDTH),
@@ -227,30 +227,27 @@ pub(super) fn equal_pieces(groups: usize) -> usize {
 
 /// The piece that comes next, fetched while this one is multiplied: weights come from memory or from
 /// the last cache, whose latency no product hides by itself.
+#[derive(Clone, Copy)]
 struct Ahead<'a> {
     lines: &'a [Line],
-    /// Lines to fetch every [`WIDTH`] groups of a tile.
+    /// Bytes further for every group of a tile.
     step: usize,
 }
 
 impl<'a> Ahead<'a> {
-    /// `lines`, fetched in the course of all tiles of `rows` rows.
+    /// `lines`, fetched in the course of all tiles of `rows` rows and `depth` groups.
     #[inline(always)]
-    fn new(lines: &'a [Line], rows: usize) -> Self {
-        let times = rows.div_ceil(TILE_ROWS) * lines.len().div_ceil(WIDTH);
-        let step = lines.len().div_ceil(times.max(1));
+    fn new(lines: &'a [Line], rows: usize, depth: usize) -> Self {
+        let times = rows.div_ceil(TILE_ROWS) * depth;
+        let step = size_of_val(lines).div_ceil(times.max(1));
         Self { lines, step }
     }
 
+    /// Where the part begins that is fetched beside the tile from `row` on.
     #[inline(always)]
-    fn step(&mut self) {
-        let (now, later) = self.lines.split_at(self.step.min(self.lines.len()));
-        for line in now {
-            for half in &line.0 {
-                prefetch(half);
-            }
-        }
-        self.lines = later;
+    fn beside(self, row: usize, depth: usize) -> *const u8 {
+        let start = self.lines.as_ptr().cast::<u8>();
+        start.wrapping_add(row / TILE_ROWS * depth * self.step)
     }
 }
 
@@ -329,21 +326,26 @@ impl Piece<'_> {
         within: usize,
         half: usize,
     ) -> usize {
-        let x = &self.x[tile.first * self.words + self.first_group / WIDTH * tile.rows..];
+        let depth = self.lines.len();
+        let x = &self.x[tile.first * self.words + self.first_group / WIDTH * tile.rows + within..];
+        // The last that is read; the loop below asks nothing.
+        assert!(depth.div_ceil(WIDTH).saturating_sub(1) * tile.rows + M <= x.len());
+        let ahead = self.next.beside(tile.first, depth);
         let mut sums = [[D::zero(); V]; M];
-        for (lines, x) in self.lines.chunks(WIDTH).zip(x.chunks(tile.rows)) {
-            self.next.step();
-            let x: &[Words; M] = x[within..].first_chunk().unwrap_or(&[Words([0; WIDTH]); M]);
-            for k in 0..lines.len().min(WIDTH) {
-                let line = &lines[k];
-                let mut weights = [D::load(&line.0[half]); V];
-                for v in 1..V {
-                    weights[v] = D::load(&line.0[half + v]);
-                }
-                for i in 0..M {
-                    for v in 0..V {
-                        sums[i][v] = D::add(sums[i][v], x[i].0[k], weights[v]);
-                    }
+        for (k, line) in self.lines.iter().enumerate() {
+            let fetched = ahead.wrapping_add(k * self.next.step);
+            prefetch(fetched);
+            prefetch(fetched.wrapping_add(size_of::<Words>()));
+            let mut weights = [D::load(&line.0[half]); V];
+            for v in 1..V {
+                weights[v] = D::load(&line.0[half + v]);
+            }
+            let first = k / WIDTH * tile.rows;
+            for i in 0..M {
+                // SAFETY: `k < depth`, so this is at most what was asserted above.
+                let word = unsafe { x.get_unchecked(first + i) }.0[k % WIDTH];
+                for v in 0..V {
+                    sums[i][v] = D::add(sums[i][v], word, weights[v]);
                 }
             }
         }

@@ -140,18 +140,18 @@ impl InstructionSet {
     }
 }
 
-/// Asks for the cache line of `value` to be in L2 soon; where there is no instruction for it, does
+/// Asks for the cache line at `address`, if there is one, to be in L2 soon; where there is no instruction for it, does
 /// nothing.
 #[inline(always)]
-pub(crate) fn prefetch<T>(value: &T) {
+pub(crate) fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: SSE is part of x86-64, and a prefetch of any address does nothing but fetch.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = value;
+    let _ = address;
 }
 
 /// Whether there are AVX2 and FMA.

@@ -20,7 +20,7 @@ use super::{
 fn impatient(config: &mut ServerConfig) {
     config.limits.max_rows = 65_536;
     config.models.watchdog = WatchdogConfig {
-        limit_seconds: 0.05,
+        limit_seconds: 0.2,
         factor: 1.0,
         max_replacements: 64,
         then: WhenSpent::Unready,
@@ -76,7 +76,7 @@ async fn a_server_whose_model_hangs_too_often_ends_with_an_error() {
     let manifest = format!("task = \"embed\"\n{ONE_HUGE_BATCH}");
     write_manifest(models.path(), EMBED, &manifest);
     let config = tempfile::NamedTempFile::new().unwrap();
-    let settings = "[models.watchdog]\nlimit_seconds = 0.05\nfactor = 1\nmax_replacements = 0\n\
+    let settings = "[models.watchdog]\nlimit_seconds = 0.2\nfactor = 1\nmax_replacements = 0\n\
                     [limits]\nmax_rows = 65536\n";
     std::fs::write(config.path(), settings).unwrap();
     let more = ["--config", config.path().to_str().unwrap()];

@@ -1,9 +1,7 @@
-//! Memory that is not there: at a load, which is refused before it begins; and under a running batch,
-//! where the process ends, since an allocation that fails can't be answered.
+//! Memory that is not there at a load, which is refused before it begins.
 
 use std::{
     io::{Seek as _, Write as _},
-    os::unix::process::ExitStatusExt as _,
     path::Path,
     process::Command,
 };
@@ -18,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     process::{FERRY, Served, start, start_by},
-    requests::{EMBED, LONGEST, ONE_HUGE_BATCH, copy_of, embed},
+    requests::{EMBED, copy_of, embed},
     support::{add_version, models_of, write_manifest},
 };
 
@@ -115,54 +113,6 @@ async fn a_model_larger_than_the_address_space_is_refused_and_the_others_serve()
         grown.reason
     );
     let mut client = InferenceClient::connect(url).await.unwrap();
-    assert_eq!(
-        client
-            .embed(embed(2, 8))
-            .await
-            .unwrap()
-            .into_inner()
-            .rows
-            .len(),
-        2
-    );
-    child.kill().unwrap();
-    child.wait().unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_gets_no_memory_for_a_batch_ends_at_once_and_the_next_one_serves() {
-    if Command::new("prlimit").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: there is no prlimit here to take memory away from a process with");
-        return;
-    }
-    let models = models_of(&[EMBED]);
-    let manifest = format!("task = \"embed\"\n{ONE_HUGE_BATCH}");
-    write_manifest(models.path(), EMBED, &manifest);
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(config.path(), "[limits]\nmax_rows = 65536\n").unwrap();
-    let more = ["--config", config.path().to_str().unwrap()];
-    let (mut child, address, log) = start(models.path().to_str().unwrap(), &more);
-    let mut client = InferenceClient::connect(format!("http://{address}"))
-        .await
-        .unwrap();
-    client.embed(embed(2, 8)).await.unwrap();
-    let limit = address_space(child.id()) + (16 << 20);
-    let limited = Command::new("prlimit")
-        .args(["--pid", &child.id().to_string(), &format!("--as={limit}")])
-        .status();
-    assert!(limited.unwrap().success());
-    // Its activations take gigabytes.
-    client.embed(embed(65_536, LONGEST)).await.unwrap_err();
-    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap());
-    let ended = ended.await.unwrap();
-    let log = log.join().unwrap();
-    assert_eq!(ended.signal(), Some(6), "{ended:?}: {log}");
-    assert!(log.contains("memory allocation of"), "{log}");
-
-    let (mut child, address, _log) = start(models.path().to_str().unwrap(), &more);
-    let mut client = InferenceClient::connect(format!("http://{address}"))
-        .await
-        .unwrap();
     assert_eq!(
         client
             .embed(embed(2, 8))

@@ -33,7 +33,7 @@ pub const ONE_HUGE_BATCH: &str = "[batching]\nmax_rows = 65536\nmax_tokens = 419
                                   max_waiting_rows = 65536\n[warmup]\nrounds = 0\n";
 
 /// Rows of a request that runs for a good while under it, and not for ever where code is not optimised.
-pub const HUGE: usize = if cfg!(debug_assertions) { 2048 } else { 16_384 };
+pub const HUGE: usize = if cfg!(debug_assertions) { 4096 } else { 16_384 };
 
 /// So many rows of so many tokens.
 pub fn embed(rows: usize, tokens: usize) -> EmbedRequest {

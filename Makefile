@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 
-.PHONY: binary run models test test-rust test-clients test-deploy lint docs bench cuda test-cuda lint-cuda kernel-resources fuzz interleavings supply-chain sbom
+.PHONY: binary run models test faults test-rust test-clients test-deploy lint docs bench cuda test-cuda lint-cuda kernel-resources fuzz interleavings supply-chain sbom
 
 # Fetch the models, build, and serve them.
 run: models
@@ -16,6 +16,19 @@ test: models test-rust test-clients test-deploy
 
 test-rust:
 	cargo test
+
+# The suite of faults (docs/faults.md) over and over, then the tests elsewhere that its table names.
+FAULTS_ROUNDS ?= 10
+
+faults:
+	cargo test --test faults --test it --test hostile_files --lib --no-run
+	for round in $$(seq $(FAULTS_ROUNDS)); do \
+	    echo "round $$round of $(FAULTS_ROUNDS)" && cargo test --test faults || exit 1; \
+	done
+	cargo test --lib -- watchdog:: clock_tests:: request_log:: repository::memory::
+	cargo test --test it -- drain:: deadlines:: engine:: engine_generation:: device:: jobs:: generate:: \
+	    response_cache_rows:: versions:: repository:: batching_properties:: warm::processes
+	FERRY_HOSTILE_SEED=$$(date +%s) cargo test --test hostile_files
 
 # The binary comes with the tests; building it alone would build its dependencies once more, without
 # what the tests want of them.

@@ -62,8 +62,22 @@ pub struct EncodedRow {
     pub offsets: Vec<(u32, u32)>,
     /// Which word each token belongs to; `None` for special tokens. Empty unless asked for.
     pub words: Vec<Option<u32>>,
+    /// Whether each token is of a pair's second text. Empty unless offsets are asked for.
+    pub second: Vec<bool>,
     /// Whether the input was cut.
     pub truncated: bool,
+}
+
+impl EncodedRow {
+    /// Whether a token is of a word, not a special one; only where offsets were asked for.
+    pub fn is_word(&self, token: usize) -> bool {
+        self.words.get(token).is_some_and(Option::is_some)
+    }
+
+    /// Whether a token is of a pair's second text; only where offsets were asked for.
+    pub fn is_second(&self, token: usize) -> bool {
+        self.second.get(token).copied().unwrap_or(false)
+    }
 }
 
 /// Why a tokenizer can't be loaded.
@@ -218,6 +232,24 @@ impl TextEncoder {
         ids.iter().filter(|&&id| id == unknown).count() as u32
     }
 
+    /// The token that says nothing: the padding, or else the mask.
+    pub fn blank(&self) -> Option<u32> {
+        ["[PAD]", "<pad>", "[MASK]", "<mask>"]
+            .iter()
+            .find_map(|token| self.tokenizer.token_to_id(token))
+            .filter(|&id| (id as usize) < self.vocabulary)
+    }
+
+    /// The token that a text is, where it is just one.
+    pub fn single_token(&self, text: &str) -> Option<u32> {
+        let named = self.tokenizer.token_to_id(text);
+        let id = named.or_else(|| match *self.tokenize(text, false).ok()?.get_ids() {
+            [id] => Some(id),
+            _ => None,
+        });
+        id.filter(|&id| (id as usize) < self.vocabulary)
+    }
+
     /// The text of a token id, if there is one.
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.tokenizer.id_to_token(id)
@@ -339,6 +371,7 @@ impl TextEncoder {
             type_ids: vec![0; kept.len()],
             offsets: Vec::new(),
             words: Vec::new(),
+            second: Vec::new(),
             truncated,
         })
     }
@@ -357,6 +390,12 @@ impl TextEncoder {
                 .collect(),
             words: if offsets {
                 encoding.get_word_ids().to_vec()
+            } else {
+                Vec::new()
+            },
+            second: if offsets {
+                let sequences = encoding.get_sequence_ids().into_iter();
+                sequences.map(|sequence| sequence == Some(1)).collect()
             } else {
                 Vec::new()
             },

@@ -1,5 +1,7 @@
 //! How busy an engine is: written by its dispatcher, read by admission, without a lock.
 
+use std::time::Duration;
+
 use crate::{
     batching::Priority,
     engine::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -28,5 +30,12 @@ impl Load {
                     .filter(|&then| then <= self.max_waiting_rows)
             })
             .map(drop)
+    }
+
+    /// Predicted run time of a batch of so many tokens.
+    pub(super) fn predict(&self, tokens: usize) -> Duration {
+        let coefficient = |bits: &AtomicU64| f64::from_bits(bits.load(Relaxed));
+        let nanoseconds = coefficient(&self.fixed_ns) + coefficient(&self.token_ns) * tokens as f64;
+        Duration::from_nanos(nanoseconds as u64)
     }
 }

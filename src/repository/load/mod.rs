@@ -5,6 +5,7 @@ mod canary;
 mod cascade;
 mod decoder;
 mod encoder;
+mod gradients;
 mod infer;
 mod instances;
 mod plan;
@@ -15,6 +16,7 @@ mod times;
 mod vocabulary;
 
 use std::{
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
@@ -36,7 +38,7 @@ use crate::{
     engine::{continuous, panic_message},
     models::{self, ForwardError, PreparedWeights},
     quality::calibration::Calibration,
-    telemetry::{Metrics, ModelMetrics, ModelStatistics, Traffic},
+    telemetry::{InstanceCount, Metrics, ModelMemory, ModelMetrics, ModelStatistics, Traffic},
     text::{ChatError, TokenizerError, VocabularyError},
 };
 
@@ -201,7 +203,8 @@ struct Loaded {
     output_size: usize,
     activation: Activation,
     calibration: Option<Calibration>,
-    memory_bytes: u64,
+    /// But for answers that are kept.
+    memory: ModelMemory,
     weight_bytes: u64,
     times: LoadTimes,
     prepared: Arc<PreparedWeights>,
@@ -285,11 +288,7 @@ fn load_unguarded(
     let cascade = cascade::check(&loading, &loaded.labels)?;
     let prepared = prepared::keep(&loading, loaded.prepared)?;
     tracing::info!(model = model.name, version, times = %loaded.times, "loaded");
-    for place in &loaded.places {
-        let same = loaded.places.iter().filter(|other| *other == place).count();
-        let instances = metrics.instances(&model.name, &version, &place.to_string());
-        instances.set(same as i64);
-    }
+    let counted = count_instances(metrics, &model.name, &version, &loaded.places);
     let drift = if manifest.drift.enabled {
         Some(DriftWatch::start(Watched {
             model: &model.name,
@@ -303,6 +302,11 @@ fn load_unguarded(
     } else {
         None
     };
+    let memory = ModelMemory {
+        answers: manifest.cache.max_bytes().unwrap_or(0) as u64,
+        ..loaded.memory
+    };
+    metrics.set_memory(&model.name, &version, memory);
     let (metrics, statistics) = (loading.metrics.clone(), Arc::clone(&loading.statistics));
     Ok(ServedModel {
         name: model.name.clone(),
@@ -312,11 +316,12 @@ fn load_unguarded(
         activation: loaded.activation,
         calibration: loaded.calibration,
         cascade,
-        memory_bytes: loaded.memory_bytes + manifest.cache.max_bytes().unwrap_or(0) as u64,
+        memory_bytes: memory.weights + memory.kv_cache + memory.answers,
         weight_bytes: loaded.weight_bytes,
         manifest,
         runner: loaded.runner,
         places: loaded.places,
+        _counted: counted,
         metrics,
         statistics,
         traffic: Traffic::default(),
@@ -329,6 +334,23 @@ fn load_unguarded(
         loaded_at: SystemTime::now(),
         lease: Lease::default(),
     })
+}
+
+/// Counts a copy's instances, by device, for as long as it is there.
+fn count_instances(
+    metrics: &Metrics,
+    model: &str,
+    version: &str,
+    places: &[Place],
+) -> Vec<InstanceCount> {
+    let mut by_device: BTreeMap<String, usize> = BTreeMap::new();
+    for place in places {
+        *by_device.entry(place.to_string()).or_default() += 1;
+    }
+    by_device
+        .iter()
+        .map(|(device, instances)| metrics.count_instances(model, version, (device, *instances)))
+        .collect()
 }
 
 /// The manifest of a model, from its file or inferred from the files beside the weights.

@@ -2,7 +2,8 @@
 
 use std::{
     borrow::Cow,
-    sync::{Arc, OnceLock},
+    collections::HashMap,
+    sync::{Arc, OnceLock, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,7 @@ use opentelemetry_sdk::{
 use super::{
     export,
     notes::{BatchNotes, Ending},
-    request::RequestTrace,
+    request::{JobRow, RequestTrace},
 };
 use crate::{config::TracesConfig, telemetry::TraceMetrics};
 
@@ -34,6 +35,7 @@ pub(super) enum Record {
         received: Instant,
         ended: Instant,
         ending: Option<Box<Ending>>,
+        row: Option<Box<JobRow>>,
     },
     Batch {
         batch: Arc<BatchNotes>,
@@ -123,6 +125,28 @@ impl Tracer {
                 name: Cow::Borrowed(name),
                 received: Instant::now(),
                 ending: OnceLock::new(),
+                row: None,
+                discarded: AtomicBool::new(false),
+            })
+        })
+    }
+
+    /// Begins the trace of a row of a job, if it is to be traced: a share of them is, whether or not who
+    /// submitted the job was, since a job has more rows than anyone wants to see.
+    pub fn begin_row(&self, row: impl FnOnce() -> JobRow) -> Option<Arc<RequestTrace>> {
+        let inner = self.0.as_ref()?;
+        let trace = RandomIdGenerator::default().new_trace_id();
+        is_sampled(trace, inner.threshold).then(|| {
+            Arc::new(RequestTrace {
+                tracer: self.clone(),
+                context: sampled(trace, TraceState::NONE),
+                parent: SpanId::INVALID,
+                parent_is_remote: false,
+                name: Cow::Borrowed("ferry.v1.Jobs row"),
+                received: Instant::now(),
+                ending: OnceLock::new(),
+                row: Some(Box::new(row())),
+                discarded: AtomicBool::new(false),
             })
         })
     }
@@ -190,6 +214,24 @@ fn parent_of(headers: &dyn Extractor) -> Option<SpanContext> {
     let context = TraceContextPropagator::new().extract(headers);
     let parent = context.span().span_context().clone();
     parent.is_valid().then_some(parent)
+}
+
+/// The caller's span as `traceparent` and `tracestate` write it, where the headers name one that is
+/// valid.
+pub fn caller_of(headers: &dyn Extractor) -> Option<(String, String)> {
+    parent_of(headers)?;
+    let value = |key| headers.get(key).unwrap_or_default().to_owned();
+    Some((value("traceparent"), value("tracestate")))
+}
+
+/// The span that `traceparent` and `tracestate` name, if they do.
+pub(super) fn span_of(traceparent: &str, tracestate: &str) -> Option<SpanContext> {
+    let headers: HashMap<String, String> = [
+        ("traceparent".to_owned(), traceparent.to_owned()),
+        ("tracestate".to_owned(), tracestate.to_owned()),
+    ]
+    .into();
+    parent_of(&headers)
 }
 
 /// Whether a header is of the form that W3C's Trace Context, 2.2, gives it: version, trace, span and

@@ -143,8 +143,6 @@ async fn strings_of_ten_megabytes_are_refused_where_they_stand() {
         assert!([400, 404].contains(&answer.status), "{}", answer.status);
         assert!(answer.body.len() < 5000, "{} bytes", answer.body.len());
     }
-    let beyond = complete(&running, json!({"prompt": "x".repeat(65 << 20)})).await;
-    assert_eq!(beyond.status, 413, "{}", beyond.body);
 }
 
 #[tokio::test]

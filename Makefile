@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 
-.PHONY: binary run models test test-rust test-clients test-deploy lint docs bench cuda test-cuda lint-cuda kernel-resources
+.PHONY: binary run models test faults test-rust test-clients test-deploy lint docs bench cuda test-cuda lint-cuda kernel-resources fuzz interleavings supply-chain sbom
 
 # Fetch the models, build, and serve them.
 run: models
@@ -16,6 +16,19 @@ test: models test-rust test-clients test-deploy
 
 test-rust:
 	cargo test
+
+# The suite of faults (docs/faults.md) over and over, then the tests elsewhere that its table names.
+FAULTS_ROUNDS ?= 10
+
+faults:
+	cargo test --test faults --test it --test hostile_files --lib --no-run
+	for round in $$(seq $(FAULTS_ROUNDS)); do \
+	    echo "round $$round of $(FAULTS_ROUNDS)" && cargo test --test faults || exit 1; \
+	done
+	cargo test --lib -- watchdog:: clock_tests:: request_log:: repository::memory::
+	cargo test --test it -- drain:: deadlines:: engine:: engine_generation:: device:: jobs:: generate:: \
+	    response_cache_rows:: versions:: repository:: batching_properties:: warm::processes
+	FERRY_HOSTILE_SEED=$$(date +%s) cargo test --test hostile_files
 
 # The binary comes with the tests; building it alone would build its dependencies once more, without
 # what the tests want of them.
@@ -61,3 +74,24 @@ lint-cuda:
 kernel-resources:
 	@$(WITH_TOOLKIT) CARGO_PROFILE_DEV_OPT_LEVEL=0 FERRY_UPDATE_KERNEL_RESOURCES=1 cargo test --features cuda --test it -- kernel_resources::no_kernel
 	git diff --stat kernels/resources.toml
+
+# Every fuzz target for so many seconds; FUZZ="stop_text texts" for some. Needs nightly Rust and
+# cargo-fuzz, and once some twenty minutes of compiling (docs/fuzzing.md).
+SECONDS ?= 60
+
+fuzz:
+	scripts/fuzz.sh $(SECONDS) $(FUZZ)
+
+# Fifty times the schedules that `cargo test` tries.
+interleavings:
+	FERRY_SCHEDULES=100000 cargo test --test interleavings
+
+# Licences, sources and versions of all dependencies; with `cargo deny check` also known vulnerabilities,
+# which asks the network.
+supply-chain:
+	cargo deny --all-features check licenses bans sources
+	cargo deny --all-features list
+
+# What the binary is made of, as CycloneDX: target/ferry.cdx.json.
+sbom:
+	scripts/sbom.sh

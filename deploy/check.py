@@ -228,7 +228,7 @@ def keda(documents):
 
 
 def between_files(all_documents, ferry):
-    sources = "".join(path.read_text() for path in (ROOT / "src/telemetry").glob("*.rs"))
+    sources = "".join(path.read_text() for path in (ROOT / "src/telemetry").rglob("*.rs"))
     exposed = set(re.findall(r'"(ferry_[a-z_]+)"', sources))
     for name, document in all_documents:
         text = json.dumps(document)

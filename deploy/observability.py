@@ -28,6 +28,12 @@ PROMISED = """
     vllm:num_requests_waiting vllm:num_requests_running vllm:kv_cache_usage_perc vllm:cache_config_info
 """.split()
 
+# Told only where there is a GPU with its driver's management library; no scrape of a test has them.
+ONLY_ON_GPUS = """
+    ferry_device_memory_used_bytes ferry_device_memory_total_bytes ferry_device_utilization_ratio
+    ferry_device_temperature_celsius ferry_device_power_watts
+""".split()
+
 
 def promtool(tools):
     """The path of promtool; None when it can't be had."""
@@ -170,8 +176,12 @@ def scraped(ferry, check):
     for panel, expression in expressions():
         wanted |= {f"panel '{panel}': {name}": name for name in names(expression)}
     wanted |= {name: name for name in PROMISED}
+    sources = "".join(path.read_text() for path in (ROOT / "src/telemetry").rglob("*.rs"))
     for where, name in sorted(wanted.items()):
-        check(name in found, f"{where} is in a real scrape")
+        if name in ONLY_ON_GPUS:
+            check(f'"{name}"' in sources, f"{where} is a metric that the sources tell of GPUs")
+        else:
+            check(name in found, f"{where} is in a real scrape")
 
 
 def check_all(tools, ferry, check, skip):

@@ -163,6 +163,15 @@ pub enum RequestError {
         /// What the device said.
         reason: String,
     },
+    /// The model did not come back from what it was given; another instance takes its place.
+    #[error(
+        "the model did not answer within {} s; this instance of it is given up and replaced",
+        lasted.as_secs()
+    )]
+    InstanceHung {
+        /// How long it was waited for.
+        lasted: Duration,
+    },
     /// Ferry's own fault.
     #[error("internal error: {what}")]
     Internal {
@@ -198,7 +207,7 @@ impl RequestError {
             Self::Overloaded { retry_after, .. }
             | Self::DeadlineUnreachable { retry_after, .. } => Some(*retry_after),
             // It is being made anew, or the process is being replaced.
-            Self::DeviceLost { .. } => Some(Duration::from_secs(1)),
+            Self::DeviceLost { .. } | Self::InstanceHung { .. } => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

@@ -1,4 +1,4 @@
-//! A request's way in: find the model, check the rows, tokenize them, put them in line.
+//! A request's way in: check the rows, have them tokenized, put them in line.
 
 use std::{
     collections::VecDeque,
@@ -14,13 +14,15 @@ use tokio::sync::Semaphore;
 
 use super::{
     Call, CallContext, Escalation, arriving::Arriving, cascade::Climb, explain::MAX_EXPLAINING,
-    mirror::RowTap,
+    mirror::RowTap, unsure::sureness,
 };
 use crate::{
     config::{Task, server::LimitsConfig},
     engine::{Departure, RowAnswer, RowWork},
     error::{RequestError, Stage},
-    repository::{Repository, Runner, ServedModel},
+    models::RowOutput,
+    quality::drift::Anomalies,
+    repository::{DriftWatch, Repository, Runner, SeenRow, ServedModel},
     telemetry::{RequestTimes, request_log::RequestLog},
     text::{CpuPool, EncodeError, EncodedRow, PoolFull, RowInput, TextEncoder},
 };
@@ -66,9 +68,23 @@ pub struct AnsweredRow {
     pub cached: bool,
     /// Who answered, where the request's own model was not sure.
     pub escalation: Option<Box<Escalation>>,
+    /// In which ways it is far from the version's baseline although the model is sure of it.
+    pub anomalies: Anomalies,
+    /// The beginning of its text, where its language is to be told.
+    pub excerpt: Option<Box<str>>,
 }
 
 impl AnsweredRow {
+    /// As drift looks at it.
+    pub fn seen(&self) -> SeenRow<'_> {
+        SeenRow {
+            output: &self.answer.output,
+            tokens: self.tokens,
+            unknown: self.unknown,
+            excerpt: self.excerpt.as_deref(),
+        }
+    }
+
     /// The model that answered a row of a request to `asked`.
     pub fn answered_by<'a>(&'a self, asked: &'a ServedModel) -> &'a ServedModel {
         self.escalation
@@ -96,11 +112,31 @@ pub struct Boarded {
 /// The rows as the request's own model answers them.
 #[derive(Debug)]
 pub(super) struct OwnRows {
-    encoded: Vec<Option<(EncodedRow, usize, u32)>>,
+    encoded: Vec<Option<Encoded>>,
+    /// The model, where its rows are held against its baseline.
+    watched: Option<Arc<ServedModel>>,
     refused: VecDeque<(usize, RequestError)>,
     answers: Option<Arriving>,
     deadline: Option<tokio::time::Instant>,
     tap: Option<RowTap>,
+}
+
+/// What is kept of a row while it is on its way.
+#[derive(Debug)]
+struct Encoded {
+    row: EncodedRow,
+    tokens: usize,
+    unknown: u32,
+    excerpt: Option<Box<str>>,
+}
+
+/// Whether a request's rows are held against what is usual for the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watching {
+    /// They are somebody's.
+    Yes,
+    /// They are made up, or copies.
+    No,
 }
 
 impl Admission {
@@ -150,56 +186,9 @@ impl Admission {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Finds the model a call names, unless the server is going down or the call is late already.
-    ///
-    /// # Errors
-    /// [`RequestError`] with what is wrong.
-    pub fn find(
-        &self,
-        call: &Call,
-        context: &CallContext,
-    ) -> Result<Arc<ServedModel>, RequestError> {
-        self.check_open(context)?;
-        let version = context.version_of(&call.version)?;
-        let key = context.route_key.as_deref();
-        self.repository.route(&call.model, version, call.task, key)
-    }
-
-    /// Refuses calls while the server goes down, and those that are late already.
-    pub(super) fn check_open(&self, context: &CallContext) -> Result<(), RequestError> {
-        if self.is_closed() {
-            return Err(RequestError::ShuttingDown);
-        }
-        if context.is_late(Instant::now()) {
-            return Err(RequestError::DeadlineExceeded {
-                stage: Stage::Admission,
-            });
-        }
-        Ok(())
-    }
-
     /// The threads that tokenize.
     pub(super) fn pool(&self) -> &CpuPool {
         &self.pool
-    }
-
-    /// Waits until a model that was unloaded to make room for others is back, up to the call's
-    /// deadline. Any other is no matter of waiting.
-    pub async fn wake(&self, model: &str, context: &CallContext) {
-        if !self.repository.is_evicted(model) {
-            return;
-        }
-        let (repository, name) = (Arc::clone(&self.repository), model.to_owned());
-        let loading = tokio::task::spawn_blocking(move || {
-            // Whoever comes second finds it loaded; why it failed is in its state.
-            if repository.is_evicted(&name) {
-                let _ = repository.load(&name, None);
-            }
-        });
-        match context.deadline {
-            None => drop(loading.await),
-            Some(deadline) => drop(tokio::time::timeout_at(deadline.into(), loading).await),
-        }
     }
 
     /// Lets a request for `model` (from [`Admission::find`]) in. A row that is at fault is answered
@@ -215,7 +204,7 @@ impl Admission {
     ) -> Result<Boarded, RequestError> {
         let climb = self.climb(&model, &call, &context)?;
         let tap = self.mirror_rows(&model, &call);
-        let mut boarded = self.line_up(model, call, context).await?;
+        let mut boarded = self.line_up(model, call, context, Watching::Yes).await?;
         boarded.own.tap = tap;
         boarded.climb = climb;
         Ok(boarded)
@@ -227,6 +216,7 @@ impl Admission {
         model: Arc<ServedModel>,
         mut call: Call,
         context: CallContext,
+        watching: Watching,
     ) -> Result<Boarded, RequestError> {
         let encoder = model.encoder()?;
         call.check(model.output_size, &self.limits)?;
@@ -237,6 +227,9 @@ impl Admission {
         // Only spans point back into their text.
         call.options.offsets = model.task() == Task::Tokens;
         let keeps_no_answer = call.keeps_no_answer;
+        let watched = model.drift.as_ref().filter(|_| watching == Watching::Yes);
+        let excerpts = watched.map_or_else(Vec::new, |drift| excerpts(drift, &call.rows));
+        let mut excerpts = excerpts.into_iter();
         let started = Instant::now();
         let tokenizing = self.encode_rows(&encoder.text, model.task(), call);
         let encoded = match deadline {
@@ -255,6 +248,7 @@ impl Admission {
         let mut kept = Vec::with_capacity(rows);
         let mut refused = VecDeque::new();
         for (row, encoded) in encoded.into_iter().enumerate() {
+            let excerpt = excerpts.next().flatten();
             match encoded {
                 Ok(mut encoded) => {
                     let tokens = encoded.ids.len();
@@ -265,7 +259,12 @@ impl Admission {
                     let ids = std::mem::take(&mut encoded.ids);
                     let type_ids = std::mem::take(&mut encoded.type_ids);
                     work.push((row, RowWork { ids, type_ids }));
-                    kept.push(Some((encoded, tokens, unknown)));
+                    kept.push(Some(Encoded {
+                        row: encoded,
+                        tokens,
+                        unknown,
+                        excerpt,
+                    }));
                 }
                 Err(error) => {
                     refused.push_back((row, error));
@@ -284,6 +283,7 @@ impl Admission {
             };
             Some(Arriving::board(encoder, work, &departure, keeps_no_answer)?)
         };
+        let watched = watched.is_some().then(|| Arc::clone(&model));
         Ok(Boarded {
             model,
             rows,
@@ -291,6 +291,7 @@ impl Admission {
             tokenize_started: started,
             own: OwnRows {
                 encoded: kept,
+                watched,
                 refused,
                 answers,
                 deadline,
@@ -301,7 +302,7 @@ impl Admission {
         })
     }
 
-    async fn encode_rows(
+    pub(super) async fn encode_rows(
         &self,
         text: &Arc<TextEncoder>,
         task: Task,
@@ -470,21 +471,29 @@ impl OwnRows {
         };
         let (row, answer) = next?;
         let encoded = self.encoded[row].take();
-        Some((
-            row,
-            answer.and_then(|(answer, cached)| {
-                let (encoded, tokens, unknown) =
-                    encoded.ok_or_else(|| RequestError::internal("a row was answered twice"))?;
-                Ok(AnsweredRow {
-                    answer,
-                    encoded,
-                    tokens,
-                    unknown,
-                    cached,
-                    escalation: None,
-                })
-            }),
-        ))
+        let answered = answer.and_then(|(answer, cached)| {
+            let Encoded {
+                row,
+                tokens,
+                unknown,
+                excerpt,
+            } = encoded.ok_or_else(|| RequestError::internal("a row was answered twice"))?;
+            let mut answered = AnsweredRow {
+                answer,
+                encoded: row,
+                tokens,
+                unknown,
+                cached,
+                escalation: None,
+                anomalies: Anomalies::default(),
+                excerpt,
+            };
+            if let Some(model) = &self.watched {
+                answered.anomalies = anomalies(model, &answered);
+            }
+            Ok(answered)
+        });
+        Some((row, answered))
     }
 
     fn give_up(&mut self) {
@@ -497,6 +506,23 @@ impl OwnRows {
             }
         }
     }
+}
+
+fn excerpts(drift: &DriftWatch, rows: &[RowInput]) -> Vec<Option<Box<str>>> {
+    rows.iter().map(|row| drift.excerpt(row)).collect()
+}
+
+/// Holds an answered row against its version's baseline.
+fn anomalies(model: &ServedModel, row: &AnsweredRow) -> Anomalies {
+    let Some(drift) = &model.drift else {
+        return Anomalies::default();
+    };
+    let vector = match &row.answer.output {
+        RowOutput::Embedding(vector) => Some(vector.as_slice()),
+        _ => None,
+    };
+    let counts = (row.tokens, row.unknown);
+    drift.anomalies(counts, vector, || sureness(model, row).ok())
 }
 
 fn all_encoded(

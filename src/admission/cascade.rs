@@ -11,7 +11,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
 use super::{
     Admission, AnsweredRow, Call, CallContext, RowResult,
-    board::OwnRows,
+    board::{OwnRows, Watching},
     unsure::{FallBack, WhenUnsure, sureness},
 };
 use crate::{
@@ -35,13 +35,23 @@ pub struct Escalation {
 
 /// Where a model's unsure rows go.
 #[derive(Debug, Clone)]
-struct Step {
-    model: String,
+pub(super) struct Step {
+    pub(super) model: String,
     version: String,
-    below: f32,
-    metrics: CascadeMetrics,
+    pub(super) below: f32,
+    pub(super) metrics: CascadeMetrics,
     /// Whether further steps are taken, as the manifests of the models say.
-    goes_on: bool,
+    pub(super) goes_on: bool,
+}
+
+impl PartialEq for Escalation {
+    fn eq(&self, other: &Self) -> bool {
+        let name = |model: &Arc<ServedModel>| (model.name.clone(), model.version.clone());
+        let names = |of: &Self| of.from.iter().map(name).collect::<Vec<_>>();
+        name(&self.by) == name(&other.by)
+            && names(self) == names(other)
+            && self.failed == other.failed
+    }
 }
 
 type Climbing = Pin<Box<dyn Future<Output = (usize, AnsweredRow)> + Send>>;
@@ -83,7 +93,7 @@ impl Admission {
                 Some(step) => step,
                 None => return Ok(None),
             },
-            WhenUnsure::FallBack(asked) => self.step_of(model, asked)?,
+            WhenUnsure::FallBack(asked) => self.step_of(model, asked, context)?,
         };
         let context = CallContext {
             // It pins the version of the model that the request names.
@@ -106,7 +116,12 @@ impl Admission {
     }
 
     /// What a request asks for.
-    fn step_of(&self, model: &Arc<ServedModel>, asked: &FallBack) -> Result<Step, RequestError> {
+    pub(super) fn step_of(
+        &self,
+        model: &Arc<ServedModel>,
+        asked: &FallBack,
+        context: &CallContext,
+    ) -> Result<Step, RequestError> {
         let cascade = &model.manifest.cascade;
         let (name, version) = if asked.model.is_empty() {
             (&cascade.model, &cascade.version)
@@ -124,6 +139,10 @@ impl Admission {
         if *name == model.name {
             let allowed = "another model than the one that is asked first";
             return Err(RequestError::invalid("fallback_model", name, allowed));
+        }
+        if !asked.model.is_empty() {
+            // Where the manifest hands on, the operator has said that whoever asks the first may.
+            context.models.check(name)?;
         }
         let repository = self.repository();
         if !repository.is_evicted(name) {
@@ -143,7 +162,7 @@ impl Admission {
     }
 
     /// The model of a step, if it can take the rows of `from`.
-    fn further(
+    pub(super) fn further(
         &self,
         step: &Step,
         from: &ServedModel,
@@ -168,7 +187,7 @@ impl Admission {
 }
 
 impl Step {
-    fn of_manifest(model: &ServedModel) -> Option<Self> {
+    pub(super) fn of_manifest(model: &ServedModel) -> Option<Self> {
         let cascade = &model.manifest.cascade;
         let metrics = model.cascade.clone()?;
         Some(Self {
@@ -316,6 +335,7 @@ impl Climber {
                 Arc::clone(&further),
                 self.call.clone(),
                 self.context.clone(),
+                Watching::Yes,
             )
             .await?;
         let (_, answer) = boarded
@@ -329,13 +349,13 @@ impl Climber {
 }
 
 /// Counts a row that was handed on as a request that its model has, so that it isn't unloaded.
-struct TrafficGuard {
+pub(super) struct TrafficGuard {
     model: Option<Arc<ServedModel>>,
     received: std::time::Instant,
 }
 
 impl TrafficGuard {
-    fn open(model: &Arc<ServedModel>, received: std::time::Instant) -> Self {
+    pub(super) fn open(model: &Arc<ServedModel>, received: std::time::Instant) -> Self {
         model.traffic.open();
         Self {
             model: Some(Arc::clone(model)),
@@ -343,7 +363,7 @@ impl TrafficGuard {
         }
     }
 
-    fn answered(mut self) {
+    pub(super) fn answered(mut self) {
         if let Some(model) = self.model.take() {
             model.traffic.close(Outcome::Ok, self.received.elapsed());
         }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
+use super::AllowedModels;
 use crate::{batching::Priority, error::RequestError, telemetry::traces::RequestTrace};
 
 /// What a call brings beside its input.
@@ -21,6 +22,8 @@ pub struct CallContext {
     pub version: Option<Arc<str>>,
     /// By which protocol it came, for the accounts of who uses what.
     pub endpoint: &'static str,
+    /// The models that its key opens.
+    pub models: AllowedModels,
     /// What is noted of it, if it is traced.
     pub trace: Option<Arc<RequestTrace>>,
 }
@@ -41,6 +44,7 @@ impl CallContext {
             route_key: None,
             version: None,
             endpoint: "internal",
+            models: AllowedModels::default(),
             trace: None,
         }
     }

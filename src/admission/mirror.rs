@@ -9,7 +9,9 @@ use std::{sync::Arc, time::Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Admission, AnsweredRow, Call, CallContext, GenerateCall, Prompt, RowResult};
+use super::{
+    Admission, AnsweredRow, Call, CallContext, GenerateCall, Prompt, RowResult, board::Watching,
+};
 use crate::{
     batching::Priority,
     config::Task,
@@ -112,12 +114,21 @@ impl Admission {
     ) -> Option<Vec<Option<AnsweredRow>>> {
         let began = Instant::now();
         let account = CopyAccount::open(other, mirror, began);
-        let Ok(mut boarded) = self.line_up(Arc::clone(other), call, copied(began)).await else {
+        // Of a shadow, the copies are all that shows whether it drifts.
+        let watching = match account.model {
+            Some(_) => Watching::Yes,
+            None => Watching::No,
+        };
+        let lining_up = self.line_up(Arc::clone(other), call, copied(began), watching);
+        let Ok(mut boarded) = lining_up.await else {
             account.close(Outcome::Internal);
             return None;
         };
         let rows: Vec<_> = boarded.all().await.into_iter().map(Result::ok).collect();
         let any = rows.iter().any(Option::is_some);
+        if let Some(drift) = other.drift.as_ref().filter(|_| watching == Watching::Yes) {
+            drift.observe(rows.iter().flatten().map(AnsweredRow::seen));
+        }
         account.close(if any { Outcome::Ok } else { Outcome::Internal });
         any.then_some(rows)
     }

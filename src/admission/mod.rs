@@ -6,6 +6,7 @@
 
 mod arriving;
 mod attempts;
+mod bearer;
 mod board;
 mod callers;
 mod cascade;
@@ -13,16 +14,18 @@ mod check;
 mod context;
 mod explain;
 mod generate;
+mod lookup;
 mod mirror;
 mod operators;
 mod unsure;
 
+pub use bearer::bearer;
 pub use board::{Admission, AnsweredRow, Boarded, RowResult};
-pub use callers::{Callers, Entered, Need, Place};
+pub use callers::{AllowedModels, Callers, Entered, Need, Place};
 pub use cascade::Escalation;
 pub use check::Call;
 pub use context::{CallContext, ContextError};
-pub use explain::{ExplainCall, Explained, Explanation};
+pub use explain::{ExplainBy, ExplainCall, Explained, Explanation};
 pub use generate::{
     Alternative, Ending, Finish, GenerateCall, Generation, MAX_CONTINUATIONS, Piece, PieceToken,
     Prompt,

@@ -42,6 +42,12 @@ impl Answered {
         self.rows.iter().flatten().filter(handed_on).count()
     }
 
+    /// Rows that are far from what is usual for their model although it is sure of them.
+    pub fn anomalous_rows(&self) -> usize {
+        let anomalous = |row: &&AnsweredRow| !row.anomalies.is_empty();
+        self.rows.iter().flatten().filter(anomalous).count()
+    }
+
     /// Whether no row was run, since all answers were known; `None` where the model keeps none.
     pub fn cached(&self) -> Option<bool> {
         self.model.is_caching().then(|| all_cached(&self.rows))
@@ -187,7 +193,7 @@ impl Account {
         };
         if let Some(drift) = &self.model.drift {
             let answered = rows.iter().flatten();
-            drift.observe(answered.map(|row| (&row.answer.output, row.tokens, row.unknown)));
+            drift.observe(answered.map(AnsweredRow::seen));
         }
         if let Some(copy) = &mut self.copy {
             copy.note_rows(&self.model, rows);

@@ -8,6 +8,7 @@ use std::{
 use axum::http::HeaderMap;
 use tonic::metadata::MetadataMap;
 
+use super::gate::allowed_models;
 use crate::{admission::CallContext, error::RequestError, telemetry::traces};
 
 /// Reads the metadata of a gRPC call; see [`read_headers`].
@@ -20,13 +21,16 @@ pub fn read_context(metadata: &MetadataMap, max_bytes: usize) -> Result<CallCont
 
 /// Reads `grpc-timeout`, `x-request-timeout-ms` (the shorter counts), `x-ferry-tenant`,
 /// `x-ferry-priority`, `x-ferry-version` and `x-ferry-route-key`. The clock of the deadline starts now.
-/// A request that is traced came in when its headers did.
+/// A request that is traced came in when its headers did. Which models it may ask is what its key says.
 ///
 /// # Errors
 /// [`RequestError::InvalidArgument`] naming the header whose value isn't understood.
 pub fn read_headers(headers: &HeaderMap, max_bytes: usize) -> Result<CallContext, RequestError> {
     let received = Instant::now();
-    let mut context = CallContext::plain(received);
+    let mut context = CallContext {
+        models: allowed_models(),
+        ..CallContext::plain(received)
+    };
     if let Some(trace) = traces::current() {
         context.received = trace.received();
         context.trace = Some(trace);

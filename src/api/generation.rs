@@ -8,7 +8,7 @@ use std::{
 
 use super::account::Account;
 use crate::{
-    admission::{Admission, CallContext, GenerateCall, Generation, Piece},
+    admission::{Admission, CallContext, GenerateCall, Generation, Piece, Prompt},
     api::{request_log::Copied, status},
     error::RequestError,
     repository::ServedModel,
@@ -30,6 +30,8 @@ pub struct AccountedGeneration {
     account: Option<Account>,
     first_piece: Option<Instant>,
     generated_tokens: u64,
+    /// The beginning of the prompt, where its language is to be told.
+    excerpt: Option<Box<str>>,
 }
 
 /// Finds the model, lets the call in and puts its sequences in line.
@@ -49,6 +51,7 @@ pub async fn start_generation(
         .inspect_err(|error| metrics.count_unrouted(status::map(error).outcome))?;
     let mut account = Account::open(Arc::clone(&model), &context);
     *account.copy() = Copied::of_generation(admission, &model, &call, &context);
+    let excerpt = excerpt(&model, &call);
     match admission.generate(Arc::clone(&model), call, context).await {
         Ok(generation) => Ok(AccountedGeneration {
             model,
@@ -59,8 +62,19 @@ pub async fn start_generation(
             account: Some(account),
             first_piece: None,
             generated_tokens: 0,
+            excerpt,
         }),
         Err(error) => Err(account.failed(error)),
+    }
+}
+
+/// The beginning of what is continued: of a conversation, of its last message.
+fn excerpt(model: &ServedModel, call: &GenerateCall) -> Option<Box<str>> {
+    let drift = model.drift.as_ref()?;
+    match &call.prompt {
+        Prompt::Text(text) => drift.excerpt_of(text),
+        Prompt::Chat { messages, .. } => drift.excerpt_of(&messages.last()?.content),
+        Prompt::Tokens(_) => None,
     }
 }
 
@@ -68,7 +82,7 @@ impl AccountedGeneration {
     /// The next piece of any continuation; `None` when all have ended. An error ends them all.
     pub async fn next(&mut self) -> Option<Result<Piece, RequestError>> {
         match self.generation.next().await {
-            Some(Ok(piece)) => {
+            Some(Ok(mut piece)) => {
                 self.first_piece.get_or_insert_with(Instant::now);
                 if !piece.is_prompt {
                     self.generated_tokens += piece.tokens.len() as u64;
@@ -78,9 +92,15 @@ impl AccountedGeneration {
                 {
                     copy.note_piece(&piece);
                 }
-                if let (Some(finish), Some(drift)) = (&piece.finish, &self.model.drift) {
+                if let (Some(finish), Some(drift)) = (&mut piece.finish, &self.model.drift) {
                     let tokens = self.prompt_tokens as usize;
-                    drift.observe_generated(tokens, finish.generated_tokens, finish.confidence);
+                    let confidence = finish.confidence;
+                    let lengths = (tokens, finish.generated_tokens);
+                    let escalation = finish.escalation.as_ref();
+                    if escalation.is_none_or(|escalation| escalation.from.is_empty()) {
+                        drift.observe_generated(lengths, confidence, self.excerpt.as_deref());
+                    }
+                    finish.anomalies = drift.anomalies((tokens, 0), None, || Some(confidence));
                 }
                 Some(Ok(piece))
             }

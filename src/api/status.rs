@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `InvalidArgument`, `WrongTask` | `INVALID_ARGUMENT` | 400 |
 //! | `ModelNotFound`, `VersionNotFound` | `NOT_FOUND` | 404 |
-//! | `ModelNotReady`, `ShuttingDown`, `DeviceLost` (with a retry hint) | `UNAVAILABLE` | 503 |
+//! | `ModelNotReady`, `ShuttingDown`, `DeviceLost` and `InstanceHung` (with a retry hint) | `UNAVAILABLE` | 503 |
 //! | `Overloaded`, `DeadlineUnreachable` | `RESOURCE_EXHAUSTED`, with a retry hint | 429 |
 //! | `DeadlineExceeded` | `DEADLINE_EXCEEDED` | 504 |
 //! | `NotFound` | `NOT_FOUND` | 404 |
@@ -72,9 +72,10 @@ pub fn map(error: &RequestError) -> Mapped {
         E::ModelNotFound { .. } | E::VersionNotFound { .. } => {
             (Code::NotFound, 404, Outcome::Invalid)
         }
-        E::ModelNotReady { .. } | E::ShuttingDown | E::DeviceLost { .. } => {
-            (Code::Unavailable, 503, Outcome::Unavailable)
-        }
+        E::ModelNotReady { .. }
+        | E::ShuttingDown
+        | E::DeviceLost { .. }
+        | E::InstanceHung { .. } => (Code::Unavailable, 503, Outcome::Unavailable),
         E::Overloaded { .. } | E::DeadlineUnreachable { .. } => {
             (Code::ResourceExhausted, 429, Outcome::Overloaded)
         }

@@ -84,7 +84,8 @@ pub async fn trace_request(State(tracer): State<Tracer>, request: Request, next:
     })
 }
 
-struct Headers<'a>(&'a HeaderMap);
+/// Headers, to read a trace's context from.
+pub(super) struct Headers<'a>(pub(super) &'a HeaderMap);
 
 impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {

@@ -64,7 +64,7 @@ impl Fetch {
                 continue;
             }
             if let Err(error) = self.fetch(model, &manifest) {
-                eprintln!("{}: {error}", model.name);
+                say_aside!("{}: {error}", model.name);
                 failures += 1;
             }
         }
@@ -102,13 +102,13 @@ impl Fetch {
             assert!(is_inside(file), "a validated path");
             let target = dir.join(file);
             if target.is_file() && !self.force {
-                println!("{}: {file} is there", model.name);
+                say!("{}: {file} is there", model.name);
                 continue;
             }
             let fetched = repo.download(file)?;
             put_in_place(&fetched, &target)?;
             let bytes = target.metadata()?.len();
-            println!("{}: {file}, {bytes} bytes", model.name);
+            say!("{}: {file}, {bytes} bytes", model.name);
         }
         Ok(())
     }

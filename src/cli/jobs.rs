@@ -11,11 +11,10 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{service::interceptor::InterceptedService, transport::Channel};
 
 use super::{
     Failure, io_runtime,
-    reach::{ClientTls, WithToken},
+    reach::{ClientKey, ClientTls, WithKey},
 };
 use crate::api::{
     json::to_json,
@@ -29,7 +28,7 @@ use crate::api::{
 /// Bytes of a file that travel in one message.
 const PIECE_BYTES: usize = 256 << 10;
 
-type Client = JobsClient<InterceptedService<Channel, WithToken>>;
+type Client = JobsClient<WithKey>;
 
 /// Submit requests that can wait to a running server, and fetch their results.
 #[derive(Debug, Args)]
@@ -47,9 +46,8 @@ pub struct Jobs {
     url: String,
     #[command(flatten)]
     tls: ClientTls,
-    /// The API key, where the server wants one.
-    #[arg(long, global = true, env = "FERRY_API_KEY", hide_env_values = true)]
-    api_key: Option<String>,
+    #[command(flatten)]
+    key: ClientKey,
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -136,7 +134,7 @@ impl Jobs {
     }
 
     async fn act(self) -> Result<(), Failure> {
-        let token = WithToken::new(self.api_key.as_deref())?;
+        let token = self.key.token()?;
         let channel = self
             .tls
             .endpoint(&self.url)?
@@ -277,7 +275,7 @@ async fn follow(client: &mut Client, id: String, json: bool) -> Result<(), Failu
         if json {
             print_job(&job, true)?;
         } else if !draws {
-            println!(
+            say!(
                 "{}: {} of {} rows, {}",
                 job.id,
                 ended_rows(&job),
@@ -342,7 +340,7 @@ async fn write_results(
 
 fn print_job(job: &Job, json: bool) -> Result<(), Failure> {
     if json {
-        println!("{}", String::from_utf8(to_json(job, "ferry.v1.Job")?)?);
+        say!("{}", String::from_utf8(to_json(job, "ferry.v1.Job")?)?);
         return Ok(());
     }
     let mut out = std::io::stdout().lock();
@@ -397,7 +395,7 @@ fn print_list(jobs: &[Job], json: bool) -> Result<(), Failure> {
         let [id, state, rows, failed, created, label] = cells;
         let text =
             format!("{id:<20}  {state:<10}  {rows:>15}  {failed:>7}  {created:>12}  {label}");
-        println!("{}", text.trim_end());
+        say!("{}", text.trim_end());
     };
     line(["JOB", "STATE", "ROWS", "FAILED", "CREATED", "LABEL"]);
     for job in jobs {

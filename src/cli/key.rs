@@ -22,6 +22,9 @@ pub struct Key {
     /// What it opens.
     #[arg(long, value_delimiter = ',', default_value = "infer", value_enum)]
     scopes: Vec<Scope>,
+    /// The models that it opens, by name or by patterns such as `bge-*`; by default all.
+    #[arg(long, value_delimiter = ',', value_name = "MODEL")]
+    models: Vec<String>,
     /// A keys file to add it to, and the tenant where the file has none of that name. A running server
     /// takes it up by itself.
     #[arg(long, value_name = "FILE")]
@@ -44,12 +47,13 @@ impl Key {
             tenant: self.tenant.clone(),
             hash,
             scopes: self.scopes,
+            models: (!self.models.is_empty()).then_some(self.models),
         });
         match &self.file {
-            None => eprint!("{}", toml::to_string(&added)?),
+            None => say_aside_part!("{}", toml::to_string(&added)?),
             Some(path) => append(path, added)?,
         }
-        println!("{secret}");
+        say!("{secret}");
         Ok(())
     }
 }

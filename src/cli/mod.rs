@@ -1,5 +1,10 @@
 //! The command line: one file a command.
 
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
+#[macro_use]
+mod say;
+
 mod admin;
 mod bench;
 mod calibrate;
@@ -15,6 +20,8 @@ mod reach;
 mod replay;
 mod serve;
 mod warm;
+
+pub use replay::read_log;
 
 use std::process::ExitCode;
 
@@ -105,7 +112,8 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ferry: {error}");
+            say::end_if_closed(&*error);
+            say_aside!("ferry: {error}");
             ExitCode::FAILURE
         }
     }

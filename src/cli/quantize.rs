@@ -1,7 +1,7 @@
 //! `ferry quantize`: a model into a GGUF file with fewer bits a weight, and a report of what that
 //! cost.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -62,8 +62,7 @@ impl Quantize {
         } else {
             table(&report, seconds)
         };
-        // A reader that has seen enough is no reason to panic.
-        writeln!(std::io::stdout(), "{text}")?;
+        say!("{text}");
         Ok(())
     }
 }

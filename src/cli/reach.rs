@@ -6,7 +6,8 @@ use clap::Args;
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
-    transport::{Certificate, ClientTlsConfig, Endpoint, Identity},
+    service::interceptor::InterceptedService,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
 /// What it takes to reach an encrypted listener, `https://…`.
@@ -78,8 +79,30 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(|error| format!("can't read {}: {error}", path.display()))
 }
 
+/// What it takes to be let in where callers need a key.
+#[derive(Debug, Default, Args)]
+pub struct ClientKey {
+    /// The API key, where the server wants one.
+    #[arg(long, global = true, env = "FERRY_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+}
+
+impl ClientKey {
+    /// The key, to be put into each call.
+    ///
+    /// # Errors
+    /// When no header takes it.
+    pub fn token(&self) -> Result<WithToken, String> {
+        // A variable that is set to nothing is none.
+        WithToken::new(self.api_key.as_deref().filter(|key| !key.is_empty()))
+    }
+}
+
+/// A way to a server that puts a key into each call.
+pub type WithKey = InterceptedService<Channel, WithToken>;
+
 /// Puts a token into each call.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct WithToken(Option<MetadataValue<Ascii>>);
 
 impl WithToken {

@@ -1,13 +1,13 @@
 //! `ferry serve`: reads the configuration, starts the server, ends it on SIGTERM or SIGINT.
 
-use std::path::PathBuf;
+use std::{io::Write as _, path::PathBuf};
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Failure, io_runtime};
 use crate::{
-    config::{DeviceChoice, ServerConfig, Task, admin::Secret, server::LogFormat},
+    config::{DeviceChoice, Secret, ServerConfig, Task, server::LogFormat},
     server::Server,
     telemetry::logs,
 };
@@ -61,7 +61,7 @@ impl Serve {
         let print = self.print_config;
         let config = self.configure()?;
         if print {
-            print!("{}", toml::to_string(&config)?);
+            say_part!("{}", toml::to_string(&config)?);
             return Ok(());
         }
         logs::start(&config.log.filter, config.log.format == LogFormat::Json)?;
@@ -148,18 +148,25 @@ async fn serve(config: ServerConfig) -> Result<(), Failure> {
     if let Some(reason) = &lost {
         tracing::error!(
             reason,
-            "a device is lost and models.on_device_failure is \"exit\"; ending"
+            "an instance of a model is lost, and the configuration says to end; ending"
         );
     }
     let in_time = server.shut_down().await;
     if let Some(reason) = lost {
-        return Err(format!("the device under a model is lost: {reason}").into());
+        return Err(format!("a model is lost: {reason}").into());
     }
     if in_time {
         Ok(())
     } else {
         Err("not every accepted request could be answered before the drain limit".into())
     }
+}
+
+/// Prints a line, if anybody reads it: a server goes on without.
+macro_rules! tell {
+    ($($part:tt)*) => {
+        let _ = writeln!(std::io::stdout(), $($part)*);
+    };
 }
 
 /// Says what is served and gives a call to try.
@@ -187,8 +194,8 @@ fn announce(
     tracing::info!(models = ready, not_served = failed, grpc = %server.grpc_address, http = %server.http_address, "serving");
     let models = server.repository().ready();
     if let Some(model) = models.iter().rfind(|model| model.task() == Task::Generate) {
-        println!("\nTry it:");
-        println!(
+        tell!("\nTry it:");
+        tell!(
             "  curl -N localhost:{}/v1/completions -d '{{\"model\":\"{}\",\"prompt\":\"The ferry \
              leaves\",\"max_tokens\":32,\"stream\":true}}'",
             server.http_address.port(),
@@ -199,13 +206,13 @@ fn announce(
         return Ok(());
     };
     let port = server.grpc_address.port();
-    println!("\nTry it:");
-    println!(
+    tell!("\nTry it:");
+    tell!(
         "  grpcurl -plaintext -d '{{\"options\":{{\"model\":\"{}\"}},\"texts\":[\"All aboard!\"]}}' \
          localhost:{port} ferry.v1.Inference/Embed",
         model.name
     );
-    println!("or, with nothing but pip install grpcio grpcio-reflection protobuf:");
-    println!("  python3 docs/examples/embed.py --port {port} \"All aboard!\"\n");
+    tell!("or, with nothing but pip install grpcio grpcio-reflection protobuf:");
+    tell!("  python3 docs/examples/embed.py --port {port} \"All aboard!\"\n");
     Ok(())
 }

@@ -65,20 +65,20 @@ impl Warm {
             ..LoadSettings::of(&config.models)
         };
         let models = self.find(&config)?;
-        println!("{}", heading());
+        say!("{}", heading());
         let mut failures = 0;
         for model in &models {
             // Dropped before the next is loaded, so that one is in memory at a time.
             let warmed = load_model(model, &Metrics::new(), &settings);
             let failure = match &warmed {
                 Ok(served) => {
-                    println!("{}", line(served));
+                    say!("{}", line(served));
                     self.refuses(served)
                 }
                 Err(error) => Some(error.to_string()),
             };
             if let Some(failure) = failure {
-                eprintln!("ferry: {}: {failure}", model.name);
+                say_aside!("ferry: {}: {failure}", model.name);
                 failures += 1;
             }
         }

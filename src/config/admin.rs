@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::Violation;
+use super::{Secret, Violation};
 
 /// The admin listener.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,49 +84,6 @@ pub enum RepositoryRpcs {
     Token,
     /// Nobody.
     Off,
-}
-
-/// A text that is neither logged nor printed.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Hides `text`.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text itself, for the one place that compares it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether it can be a token: long enough not to be guessed, and fit for a header.
-    ///
-    /// # Errors
-    /// What is wrong, without the secret.
-    pub fn check(&self) -> Result<(), String> {
-        if !self.0.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err("a token with spaces or characters that no header takes".to_owned());
-        }
-        match self.0.len() {
-            16..=256 => Ok(()),
-            other => Err(format!("a token of {other} characters")),
-        }
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("(hidden)")
-    }
-}
-
-impl Serialize for Secret {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("(hidden)")
-    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ use super::{ConfigError, Violation, read_checked};
 
 /// Keys, tenants of a file at most.
 const MOST: usize = 4096;
+/// Models that one key names at most.
+const MOST_MODELS: usize = 256;
 /// What stands before a hash, so that another can come later.
 const HASH_PREFIX: &str = "blake3:";
 
@@ -89,6 +91,10 @@ pub struct ApiKey {
     pub hash: String,
     /// What it opens.
     pub scopes: Vec<Scope>,
+    /// The models that it opens: names, or patterns in which `*` stands for any part of one; left out
+    /// for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub models: Option<Vec<String>>,
 }
 
 /// What a key opens.
@@ -217,6 +223,17 @@ impl KeysFile {
                 found,
                 "one or more of infer, jobs, metrics, operate",
             )?;
+            let models = key.models.as_deref();
+            let fits = |models: &[String]| {
+                (1..=MOST_MODELS).contains(&models.len())
+                    && models.iter().all(|model| is_pattern(model))
+            };
+            unless(
+                models.is_none_or(fits),
+                "key.models",
+                format_args!("something else, at key {}", quoted(name)),
+                "1 to 256 names or patterns such as \"bge-*\", of 1 to 128 characters, without spaces; left out: all",
+            )?;
         }
         Ok(())
     }
@@ -237,6 +254,32 @@ const NAME: &str = "1 to 128 visible ASCII characters";
 /// A name that fits a header and a metric's label.
 fn is_name(name: &str) -> bool {
     (1..=128).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn is_pattern(model: &str) -> bool {
+    let fits = |letter: char| !letter.is_whitespace() && !letter.is_control();
+    (1..=128).contains(&model.chars().count()) && model.chars().all(fits)
+}
+
+/// Whether a model's name fits a pattern, in which `*` stands for any part of a name.
+pub fn matches_model(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else {
+        return false;
+    };
+    let Some(last) = parts.next_back() else {
+        // No star: all of it.
+        return rest.is_empty();
+    };
+    for part in parts {
+        // The first place where a part fits leaves most for those after it.
+        let Some(at) = rest.find(part) else {
+            return false;
+        };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
 }
 
 fn quoted(name: &str) -> String {
@@ -271,6 +314,28 @@ mod tests {
     }
 
     #[test]
+    fn stars_stand_for_any_part_of_a_name() {
+        for (pattern, fits, does_not) in [
+            ("a", &["a"][..], &["", "ab", "ba"][..]),
+            ("*", &["", "a", "abc"], &[]),
+            ("a*", &["a", "ab"], &["", "ba"]),
+            (
+                "*-ab*ba",
+                &["x-abba", "-ab-ba", "-ab-ab-baba"],
+                &["abba", "-aba", "x-abbab"],
+            ),
+            ("a*a", &["aa", "aba"], &["a", "ab"]),
+        ] {
+            for name in fits {
+                assert!(matches_model(pattern, name), "{pattern} {name}");
+            }
+            for name in does_not {
+                assert!(!matches_model(pattern, name), "{pattern} {name}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let key = |tenant: &str, hash: &str, scopes: &str| {
             format!(
@@ -284,6 +349,11 @@ mod tests {
             (key("a", "ferry_0123", "[\"infer\"]"), "key.hash"),
             (key("a", &hash, "[]"), "key.scopes"),
             (key("a", &hash, "[\"everything\"]"), "everything"),
+            (key("a", &hash, "[\"infer\"]\nmodels = []"), "key.models"),
+            (
+                key("a", &hash, "[\"infer\"]\nmodels = [\"a b\"]"),
+                "key.models",
+            ),
             ("[[tenant]]\nname = \"a b\"\n".to_owned(), "tenant.name"),
             (
                 "[[tenant]]\nname = \"a\"\n[[tenant]]\nname = \"a\"\n".to_owned(),

@@ -37,11 +37,10 @@ impl CascadeConfig {
 
     pub(super) fn validate(&self, task: Task) -> Result<(), Violation> {
         Violation::unless(
-            !self.is_set() || matches!(task, Task::Classify | Task::Rerank | Task::Tokens),
+            !self.is_set() || task != Task::Embed,
             "cascade.model",
             &self.model,
-            "none where the task is not classify, rerank or tokens: only those have a confidence \
-             before they are answered",
+            "none where the task is embed: a vector has no confidence",
         )?;
         Violation::unless(
             (0.0..=1.0).contains(&self.below),
@@ -57,13 +56,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_that_embeds_or_generates_has_no_cascade() {
+    fn a_model_that_embeds_has_no_cascade() {
         let cascade: CascadeConfig = toml::from_str("model = \"large\"").unwrap();
-        assert!(cascade.validate(Task::Classify).is_ok());
-        for task in [Task::Embed, Task::Generate] {
-            assert_eq!(cascade.validate(task).unwrap_err().key, "cascade.model");
-            assert!(CascadeConfig::default().validate(task).is_ok());
+        for task in [Task::Classify, Task::Generate] {
+            assert!(cascade.validate(task).is_ok());
         }
+        let error = cascade.validate(Task::Embed).unwrap_err();
+        assert_eq!(error.key, "cascade.model");
+        assert!(CascadeConfig::default().validate(Task::Embed).is_ok());
         let too_sure: CascadeConfig = toml::from_str("model = \"a\"\nbelow = 1.5").unwrap();
         assert_eq!(
             too_sure.validate(Task::Rerank).unwrap_err().key,

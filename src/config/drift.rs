@@ -30,6 +30,12 @@ pub struct DriftConfig {
     pub centroid_warning: f64,
     /// The same for drift.
     pub centroid_drifted: f64,
+    /// Rows of one whose language is told; 0 for none.
+    pub language_sample: f64,
+    /// Share of a baseline's rows within which a row is no anomaly; 1 looks for none.
+    pub anomaly_quantile: f64,
+    /// Confidence from which on a row that is far from the baseline is an anomaly.
+    pub anomaly_confidence: f32,
     /// Windows in a row that must agree before a state changes.
     pub windows: u32,
     /// Part of a threshold below which a measure must fall before the state does.
@@ -49,6 +55,9 @@ impl Default for DriftConfig {
             psi_drifted: 0.25,
             centroid_warning: 3.0,
             centroid_drifted: 8.0,
+            language_sample: 0.25,
+            anomaly_quantile: 0.999,
+            anomaly_confidence: 0.9,
             windows: 2,
             release: 0.8,
         }
@@ -98,6 +107,24 @@ impl DriftConfig {
             "drift.centroid_warning",
             self.centroid_warning,
             "above 0, at most drift.centroid_drifted",
+        )?;
+        Violation::unless(
+            (0.0..=1.0).contains(&self.language_sample),
+            "drift.language_sample",
+            self.language_sample,
+            "0 to 1",
+        )?;
+        Violation::unless(
+            (0.5..=1.0).contains(&self.anomaly_quantile),
+            "drift.anomaly_quantile",
+            self.anomaly_quantile,
+            "0.5 to 1",
+        )?;
+        Violation::unless(
+            (0.0..=1.0).contains(&self.anomaly_confidence),
+            "drift.anomaly_confidence",
+            self.anomaly_confidence,
+            "0 to 1",
         )?;
         Violation::unless(
             (1..=100).contains(&self.windows),

@@ -11,6 +11,7 @@ pub mod device;
 pub mod drift;
 pub mod generate;
 pub mod jobs;
+mod listeners;
 pub mod locate;
 pub mod manifest;
 pub mod metrics;
@@ -18,11 +19,13 @@ pub mod precision;
 pub mod quantize;
 pub mod request_log;
 pub mod rollout;
+mod secret;
 pub mod server;
 pub mod thresholds;
 pub mod tls;
 pub mod traces;
 pub mod warmup;
+pub mod watchdog;
 
 use std::path::{Path, PathBuf};
 
@@ -38,9 +41,11 @@ pub use precision::Precision;
 pub use quantize::Quantize;
 pub use request_log::RequestLogConfig;
 pub use rollout::{RolloutConfig, ServedVersions, ShareConfig, VersionRule, VersionsConfig};
+pub use secret::Secret;
 pub use server::ServerConfig;
 pub use thresholds::{Bound, Thresholds};
 pub use traces::TracesConfig;
+pub use watchdog::{WatchdogConfig, WhenSpent};
 
 /// Why a configuration file is refused.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Violation;
+use super::{Secret, Violation};
 
 /// What of a text is written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +52,7 @@ pub struct RequestLogConfig {
     pub redact: Vec<RedactRule>,
     /// Secret that hashes are keyed with, so that short texts can't be found by trying; empty for a
     /// new one at each start, which makes hashes of different runs differ.
-    pub hash_key: String,
+    pub hash_key: Secret,
     /// Bytes of one file; then the next is begun.
     pub max_file_bytes: u64,
     /// Files that are kept, the one that is written included.
@@ -69,7 +69,7 @@ impl Default for RequestLogConfig {
             inputs: Keep::Full,
             outputs: Keep::Full,
             redact: Vec::new(),
-            hash_key: String::new(),
+            hash_key: Secret::default(),
             max_file_bytes: 64 << 20,
             max_files: 8,
             max_waiting_bytes: 16 << 20,
@@ -110,6 +110,12 @@ impl RequestLogConfig {
             "request_log.redact",
             wrong.map_or_else(String::new, |error| error.to_string()),
             "patterns that are regular expressions",
+        )?;
+        Violation::unless(
+            !self.hash_key.is_blank(),
+            "request_log.hash_key",
+            "what --print-config shows in a secret's place",
+            "the secret",
         )?;
         Violation::unless(
             self.max_file_bytes >= 1 << 10,

@@ -86,6 +86,19 @@ pub struct ShareConfig {
     pub percent: f64,
 }
 
+/// How far a candidate's rows may have drifted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MaxDrift {
+    /// They must be as usual.
+    Ok,
+    /// Up to a warning.
+    #[default]
+    Warning,
+    /// As far as they like.
+    Drifted,
+}
+
 /// When a candidate (canary or shadow) is promoted or rolled back without anybody asking.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -102,6 +115,8 @@ pub struct RolloutConfig {
     pub max_p99_ratio: f64,
     /// How far the candidate's answers must agree with the stable version's, from 0 to 1; 0 for any.
     pub min_agreement: f64,
+    /// The worst state of its drift, where its manifest has drift looked for and it has a baseline.
+    pub max_drift: MaxDrift,
     /// Requests of a hundred at the canary that the stable version answers too, for `min_agreement`.
     pub compare_percent: f64,
     /// The canary's percentages on its way; after the last comes promotion.
@@ -119,6 +134,7 @@ impl Default for RolloutConfig {
             max_error_rate: 0.01,
             max_p99_ratio: 2.0,
             min_agreement: 0.98,
+            max_drift: MaxDrift::default(),
             compare_percent: 20.0,
             steps: Vec::new(),
             promote_after: 0,

@@ -1,16 +1,18 @@
 //! The server's own configuration, `ferry.toml`: ports, limits, threads, logs.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
+pub use super::listeners::{GrpcConfig, HttpConfig};
+
 use super::{
     ConfigError, DeviceChoice, JobsConfig, MetricsConfig, OnDeviceFailure, RequestLogConfig,
-    TracesConfig, Violation, admin::AdminConfig, auth::AuthConfig, read_checked, tls::TlsConfig,
+    TracesConfig, Violation, WatchdogConfig, admin::AdminConfig, auth::AuthConfig, read_checked,
+    tls::TlsConfig,
 };
 
 /// Everything `ferry serve` can be told. Each section and key may be left out.
@@ -81,6 +83,8 @@ pub struct ModelsConfig {
     /// The folder where they are kept; unset for the version's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prepared_directory: Option<PathBuf>,
+    /// What is done about a batch or a step that does not come back.
+    pub watchdog: WatchdogConfig,
 }
 
 /// Who may change what is served after the start.
@@ -121,66 +125,7 @@ impl Default for ModelsConfig {
             state_file: PathBuf::new(),
             prepared: PreparedWeights::Keep,
             prepared_directory: None,
-        }
-    }
-}
-
-/// The gRPC listener.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct GrpcConfig {
-    /// Address to listen on.
-    pub host: IpAddr,
-    /// Port; 0 takes a free one.
-    pub port: u16,
-    /// Largest message taken in, in bytes.
-    pub max_request_bytes: usize,
-    /// Concurrent calls of one connection.
-    pub max_concurrent_streams: u32,
-    /// Requests of one bidirectional stream that may be in the server at a time; the stream is read
-    /// no further until one is answered.
-    pub max_stream_requests: usize,
-    /// Idle time after which a connection is pinged, in seconds; 0 for never.
-    pub keepalive_seconds: u64,
-    /// Time a pinged peer has to answer, in seconds.
-    pub keepalive_timeout_seconds: u64,
-    /// Bytes of request headers taken in.
-    pub max_header_bytes: u32,
-}
-
-impl Default for GrpcConfig {
-    fn default() -> Self {
-        Self {
-            host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            port: 8001,
-            max_request_bytes: 64 << 20,
-            max_concurrent_streams: 1024,
-            max_stream_requests: 256,
-            keepalive_seconds: 60,
-            keepalive_timeout_seconds: 20,
-            max_header_bytes: 16 << 10,
-        }
-    }
-}
-
-/// The HTTP listener.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HttpConfig {
-    /// Address to listen on.
-    pub host: IpAddr,
-    /// Port; 0 takes a free one.
-    pub port: u16,
-    /// Whether there is a page that shows what the server does, at `/dashboard/`.
-    pub dashboard: bool,
-}
-
-impl Default for HttpConfig {
-    fn default() -> Self {
-        Self {
-            host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            port: 8000,
-            dashboard: true,
+            watchdog: WatchdogConfig::default(),
         }
     }
 }
@@ -302,32 +247,8 @@ impl ServerConfig {
     /// # Errors
     /// The first key that breaks its rule.
     pub fn validate(&self) -> Result<(), Violation> {
-        let grpc = &self.grpc;
-        let least = 1 << 10;
-        Violation::unless(
-            (least..=2 << 30).contains(&grpc.max_request_bytes),
-            "grpc.max_request_bytes",
-            grpc.max_request_bytes,
-            "1024 to 2147483648",
-        )?;
-        Violation::unless(
-            grpc.max_concurrent_streams > 0,
-            "grpc.max_concurrent_streams",
-            grpc.max_concurrent_streams,
-            "1 or more",
-        )?;
-        Violation::unless(
-            (1..=65_536).contains(&grpc.max_stream_requests),
-            "grpc.max_stream_requests",
-            grpc.max_stream_requests,
-            "1 to 65536",
-        )?;
-        Violation::unless(
-            grpc.max_header_bytes >= 1 << 10,
-            "grpc.max_header_bytes",
-            grpc.max_header_bytes,
-            "1024 or more",
-        )?;
+        self.grpc.validate()?;
+        self.http.validate()?;
         Violation::unless(
             (1..=1 << 16).contains(&self.limits.max_rows),
             "limits.max_rows",
@@ -358,6 +279,7 @@ impl ServerConfig {
             self.text.threads,
             "0 to 1024",
         )?;
+        self.models.watchdog.validate()?;
         self.admin.validate()?;
         self.tls.validate()?;
         self.auth.validate()?;

@@ -1,10 +1,10 @@
 //! `[traces]`: where the spans of requests go, and of which requests.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::Violation;
+use super::{Secret, Violation, secret};
 
 /// How spans are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,9 +20,11 @@ pub enum TraceProtocol {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TracesConfig {
-    /// Where a collector takes OTLP, such as `http://localhost:4317`; empty for what
+    /// Where a collector takes OTLP, such as `http://localhost:4317` or, encrypted,
+    /// `https://collector.example:4317`; empty for what
     /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_EXPORTER_OTLP_ENDPOINT` says, and for no traces
     /// where neither is set.
+    #[serde(serialize_with = "secret::without_user")]
     pub endpoint: String,
     /// How spans are sent.
     pub protocol: TraceProtocol,
@@ -35,7 +37,16 @@ pub struct TracesConfig {
     /// Further attributes of the resource; those of `OTEL_RESOURCE_ATTRIBUTES` are added.
     pub attributes: BTreeMap<String, String>,
     /// Headers, or gRPC metadata, of each export, such as a collector's token.
-    pub headers: BTreeMap<String, String>,
+    pub headers: BTreeMap<String, Secret>,
+    /// The authorities whose collectors are trusted over `https://`, PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// The certificate to show to the collector, PEM, where it wants one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_key: Option<PathBuf>,
     /// Requests and batches whose spans wait to be sent; those beyond are dropped and counted.
     pub max_waiting: usize,
     /// Spans of one export at most, about.
@@ -58,6 +69,9 @@ impl Default for TracesConfig {
             service_name: "ferry".to_owned(),
             attributes: BTreeMap::new(),
             headers: BTreeMap::new(),
+            ca_file: None,
+            client_certificate: None,
+            client_key: None,
             max_waiting: 4096,
             max_batch: 2048,
             interval_seconds: 1.0,
@@ -70,10 +84,31 @@ impl Default for TracesConfig {
 impl TracesConfig {
     /// Whether spans are sent, given what the environment says of an endpoint.
     pub fn is_on(&self) -> bool {
-        let named = |key| std::env::var(key).is_ok_and(|value| !value.is_empty());
-        !self.endpoint.is_empty()
-            || named("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-            || named("OTEL_EXPORTER_OTLP_ENDPOINT")
+        !self.endpoint().is_empty()
+    }
+
+    /// The file with the authorities whose collectors are trusted: what `ca_file` says, or else
+    /// OpenTelemetry's variables.
+    pub fn authority(&self) -> Option<PathBuf> {
+        let named = |key| std::env::var_os(key).filter(|value| !value.is_empty());
+        let environment = || {
+            named("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE")
+                .or_else(|| named("OTEL_EXPORTER_OTLP_CERTIFICATE"))
+        };
+        self.ca_file
+            .clone()
+            .or_else(|| environment().map(PathBuf::from))
+    }
+
+    /// The endpoint, from here or the environment; empty for none.
+    pub fn endpoint(&self) -> String {
+        let named = |key| std::env::var(key).ok().filter(|value| !value.is_empty());
+        if !self.endpoint.is_empty() {
+            return self.endpoint.clone();
+        }
+        named("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+            .or_else(|| named("OTEL_EXPORTER_OTLP_ENDPOINT"))
+            .unwrap_or_default()
     }
 
     /// [`TracesConfig::interval_seconds`] as a duration.
@@ -91,11 +126,44 @@ impl TracesConfig {
     /// # Errors
     /// The first key that breaks its rule.
     pub fn validate(&self) -> Result<(), Violation> {
+        let encrypted = self.endpoint.starts_with("https://");
         Violation::unless(
-            self.endpoint.is_empty() || self.endpoint.starts_with("http://"),
+            self.endpoint.is_empty() || encrypted || self.endpoint.starts_with("http://"),
             "traces.endpoint",
-            format_args!("'{}'", self.endpoint),
-            "http://host:port; for TLS send to a collector on this machine and let that encrypt",
+            "another address",
+            "http://host:port or https://host:port",
+        )?;
+        Violation::unless(
+            !encrypted || self.authority().is_some(),
+            "traces.ca_file",
+            "nothing, and traces.endpoint is encrypted",
+            "a file with the authority of the collector's certificate, such as \
+             /etc/ssl/certs/ca-certificates.crt for the public ones",
+        )?;
+        Violation::unless(
+            self.ca_file.is_none() || self.endpoint.is_empty() || encrypted,
+            "traces.ca_file",
+            "a file, and traces.endpoint is not encrypted",
+            "an endpoint that is https://host:port beside it",
+        )?;
+        Violation::unless(
+            self.client_certificate.is_some() == self.client_key.is_some(),
+            "traces.client_key",
+            "one of traces.client_certificate and traces.client_key",
+            "both or neither",
+        )?;
+        Violation::unless(
+            self.client_certificate.is_none() || self.ca_file.is_some(),
+            "traces.client_certificate",
+            "a file, and no traces.ca_file",
+            "traces.ca_file beside it",
+        )?;
+        let blank = self.headers.values().any(Secret::is_blank);
+        Violation::unless(
+            !blank,
+            "traces.headers",
+            "what --print-config shows in a secret's place",
+            "the header's value",
         )?;
         Violation::unless(
             (0.0..=1.0).contains(&self.ratio),
@@ -141,16 +209,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_endpoint_that_needs_tls_is_refused_with_what_to_do() {
+    fn an_encrypted_endpoint_needs_to_know_whom_to_trust() {
         let mut config = TracesConfig {
             endpoint: "https://collector:4317".to_owned(),
             ..TracesConfig::default()
         };
-        let refused = config.validate().unwrap_err();
-        assert_eq!(refused.key, "traces.endpoint");
-        assert!(refused.allowed.contains("collector on this machine"));
-        config.endpoint = "http://collector:4317".to_owned();
+        assert_eq!(config.validate().unwrap_err().key, "traces.ca_file");
+        config.ca_file = Some("ca.pem".into());
         assert_eq!(config.validate(), Ok(()));
-        assert!(config.is_on());
+        config.client_key = Some("key.pem".into());
+        assert_eq!(config.validate().unwrap_err().key, "traces.client_key");
+        config.client_certificate = Some("client.pem".into());
+        assert_eq!(config.validate(), Ok(()));
+        config.endpoint = "http://collector:4317".to_owned();
+        assert_eq!(config.validate().unwrap_err().key, "traces.ca_file");
+        config.endpoint = "collector:4317".to_owned();
+        assert_eq!(config.validate().unwrap_err().key, "traces.endpoint");
+    }
+
+    #[test]
+    fn what_is_secret_is_not_printed() {
+        let config = TracesConfig {
+            endpoint: "http://me:password@collector:4318/a@b".to_owned(),
+            headers: [("authorization".to_owned(), Secret::new("Bearer token"))].into(),
+            ..TracesConfig::default()
+        };
+        let printed = toml::to_string(&config).unwrap();
+        assert!(
+            !printed.contains("password") && !printed.contains("token"),
+            "{printed}"
+        );
+        assert!(
+            printed.contains("http://(hidden)@collector:4318/a@b"),
+            "{printed}"
+        );
+        // A file made of it is not taken for one with the secrets in.
+        let read: TracesConfig = toml::from_str(&printed).unwrap();
+        assert_eq!(read.validate().unwrap_err().key, "traces.headers");
     }
 }

@@ -1,5 +1,5 @@
-//! What becomes of an instance whose device is lost: it stays so, is made anew, or somebody is told
-//! who ends the process. Meanwhile the engine refuses what it can't run.
+//! What becomes of an instance that is lost, with its device or since it hangs: it stays so, is made
+//! anew, or somebody is told who ends the process. Meanwhile the engine refuses what it can't run.
 
 use std::{
     fmt,
@@ -14,6 +14,7 @@ use arc_swap::ArcSwapOption;
 
 use crate::{
     device::{DeviceFailure, classify, classify_text},
+    engine::watchdog::Watchdog,
     error::RequestError,
     models::ForwardError,
     telemetry::DeviceMetrics,
@@ -42,11 +43,13 @@ const PAUSES: [Duration; 6] = [
     Duration::from_secs(30),
 ];
 
-/// What an engine does about instances whose device is lost.
+/// What an engine does about instances that are lost.
 #[derive(Debug, Clone)]
 pub struct Supervision<F> {
     /// For the instance.
     pub recovery: Recovery<F>,
+    /// For runs that do not come back; without, they are waited for.
+    pub watchdog: Option<Watchdog>,
     /// For those who watch health.
     pub changed: Changed,
 }
@@ -55,6 +58,7 @@ impl<F> Default for Supervision<F> {
     fn default() -> Self {
         Self {
             recovery: Recovery::Stay,
+            watchdog: None,
             changed: Changed::default(),
         }
     }
@@ -141,7 +145,7 @@ impl<F> Recovery<F> {
 pub(super) struct Health {
     alive: AtomicUsize,
     instances: usize,
-    reason: ArcSwapOption<String>,
+    reason: ArcSwapOption<RequestError>,
     metrics: DeviceMetrics,
     changed: Changed,
 }
@@ -163,9 +167,9 @@ impl Health {
         self.alive.load(Relaxed)
     }
 
-    /// Notes that one is lost.
-    pub(super) fn lose(&self, reason: &str) {
-        self.reason.store(Some(Arc::new(reason.to_owned())));
+    /// Notes that one is lost; `reason` is what those are answered who find none left.
+    pub(super) fn lose(&self, reason: &RequestError) {
+        self.reason.store(Some(Arc::new(reason.clone())));
         self.alive.fetch_sub(1, Relaxed);
         self.publish();
     }
@@ -200,9 +204,10 @@ impl Health {
     /// The answer to whom no instance can run.
     pub(super) fn refusal(&self) -> RequestError {
         let reason = self.reason.load_full();
-        RequestError::DeviceLost {
-            reason: reason.map_or_else(String::new, |reason| reason.to_string()),
-        }
+        reason.map_or_else(
+            || RequestError::internal("an engine without an instance"),
+            |reason| RequestError::clone(&reason),
+        )
     }
 }
 
@@ -245,13 +250,13 @@ impl Failed {
 
     /// Why the device is lost, if it is.
     pub(super) fn lost(&self) -> Option<Lost> {
-        (self.kind == DeviceFailure::Lost).then(|| Lost(self.error.to_string()))
+        (self.kind == DeviceFailure::Lost).then(|| Lost(self.error.clone()))
     }
 }
 
-/// The device under an instance is lost, and why.
+/// The device under an instance is lost: what its requests are answered.
 #[derive(Debug)]
-pub(super) struct Lost(pub(super) String);
+pub(super) struct Lost(pub(super) RequestError);
 
 #[cfg(test)]
 mod tests {
@@ -300,12 +305,14 @@ mod tests {
             count.fetch_add(1, Relaxed);
         });
         let health = Health::new(2, metrics(), changed);
-        health.lose("an illegal address");
+        let lost = RequestError::DeviceLost {
+            reason: "an illegal address".to_owned(),
+        };
+        health.lose(&lost);
         assert_eq!(health.check(), Ok(()));
         assert_eq!(health.metrics.failed_instances.get(), 1);
-        health.lose("an illegal address");
-        let error = health.check().unwrap_err();
-        assert!(error.to_string().contains("an illegal address"), "{error}");
+        health.lose(&lost);
+        assert_eq!(health.check(), Err(lost));
         health.regain();
         assert_eq!(health.check(), Ok(()));
         assert_eq!(told.load(Relaxed), 3);

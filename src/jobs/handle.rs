@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::{
     database::StoreError,
     file::{FilePart, FileRecord},
-    id::{FileId, JobId, now_ms},
+    id::{FileId, JobId},
     record::{Batch, JobRecord, JobState},
     row::{Endpoint, StoredResult},
     store::{Live, Store, no_file},
@@ -288,9 +288,8 @@ impl Store {
         })
     }
 
-    /// Deletes what ended or came so long ago that it need not be kept.
-    pub(super) fn delete_old(&self) -> Result<(), RequestError> {
-        let now = now_ms();
+    /// Deletes what ended or came so long before this time that it need not be kept.
+    pub(super) fn delete_old(&self, now: u64) -> Result<(), RequestError> {
         let keep = self.config.retention().as_millis() as u64;
         for job in self.jobs() {
             let ended = job.ended_ms.filter(|_| job.state.has_ended());
@@ -323,7 +322,7 @@ pub(super) async fn off_thread<T: Send + 'static>(
         .map_err(|_| RequestError::internal("the jobs store panicked"))?
 }
 
-/// The time until `at_ms`.
-pub(super) fn until(at_ms: u64) -> Duration {
-    Duration::from_millis(at_ms.saturating_sub(now_ms()))
+/// The time from `now_ms` until `at_ms`.
+pub(super) fn until(at_ms: u64, now_ms: u64) -> Duration {
+    Duration::from_millis(at_ms.saturating_sub(now_ms))
 }

@@ -137,13 +137,15 @@ impl Store {
     ) -> Result<Vec<RowWork>, RequestError> {
         self.reopen_if_lost()?;
         let tenant: Arc<str> = Arc::from(job.tenant.as_str());
+        let submitter = Arc::new(job.submitter.clone());
         self.database.read(|transaction| {
             let table = transaction.open_table(ROWS)?;
             let mut rows = Vec::new();
             let mut bytes = 0;
             for entry in table.range(table::from(job.id.0, from))? {
                 let (key, value) = entry?;
-                let row = table::read_row(key.value().1, value.value(), &tenant)?;
+                let row =
+                    table::read_row((job.id, key.value().1), value.value(), &tenant, &submitter)?;
                 bytes += row.body.len();
                 rows.push(row);
                 if rows.len() >= most || bytes >= most_bytes {

@@ -8,6 +8,8 @@
 //! This room knows nothing of models or protocols: how a row is run comes as a [`RunRow`], and what
 //! rows and answers hold are bytes to it.
 
+#[cfg(test)]
+mod clock_tests;
 mod database;
 mod file;
 mod handle;
@@ -27,7 +29,7 @@ pub use file::{FilePart, FileRecord};
 pub use handle::{Jobs, StartError};
 pub use id::{AnyFileId, FileId, JobId};
 pub use lines::{LineSplitter, http_row, read_http_row, write_http_result};
-pub use record::{Batch, JobRecord, JobState, LineFault, Unrun};
+pub use record::{Batch, JobRecord, JobState, LineFault, Submitter, Unrun};
 pub use row::{Endpoint, NewRow, RowForm, RowWork, RunEnd, RunRow, StoredResult};
 pub use runner::Runner;
 pub use store::Live;

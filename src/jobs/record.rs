@@ -126,6 +126,20 @@ pub struct Batch {
     pub error_bytes: u64,
 }
 
+/// What of the call that submitted a job holds for its rows, whenever they are run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Submitter {
+    /// The name of its API key; empty without one.
+    pub key: String,
+    /// The models that the key opens; `None` for all.
+    pub models: Option<Vec<String>>,
+    /// The caller's span, as W3C's `traceparent` writes it; empty without one.
+    pub traceparent: String,
+    /// W3C's `tracestate` beside it.
+    pub tracestate: String,
+}
+
 /// What is known of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRecord {
@@ -135,6 +149,9 @@ pub struct JobRecord {
     pub label: String,
     /// Whose it is.
     pub tenant: String,
+    /// What of its submission holds for its rows.
+    #[serde(default)]
+    pub submitter: Submitter,
     /// What its submitter wants to know of it later.
     pub metadata: BTreeMap<String, String>,
     /// The file it was made of.

@@ -4,7 +4,10 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use super::record::Unrun;
+use super::{
+    id::JobId,
+    record::{Submitter, Unrun},
+};
 
 /// One of the HTTP routes that a row may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,12 +104,16 @@ pub struct NewRow {
 /// A row that is to be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowWork {
+    /// The job it is of.
+    pub job: JobId,
     /// Its place in the job, from 0.
     pub index: u32,
     /// The caller's name for it.
     pub id: String,
     /// Whose it is.
     pub tenant: Arc<str>,
+    /// What of its job's submission holds for it.
+    pub submitter: Arc<Submitter>,
     /// What `body` is.
     pub form: RowForm,
     /// What is to be run.

@@ -110,7 +110,9 @@ impl Runner {
             }
             // One that must end has nothing to run, and need not wait for its turn.
             line.retain(|&id| {
-                let waits = store.job(id).is_ok_and(|job| must_end(&job).is_none());
+                let waits = store
+                    .job(id)
+                    .is_ok_and(|job| must_end(&job, now_ms()).is_none());
                 if !waits {
                     tasks.spawn(self.job_task(id));
                 }
@@ -141,7 +143,7 @@ impl Runner {
                 },
                 _ = clean.tick() => {
                     let store = Arc::clone(store);
-                    if let Err(error) = off_thread(move || store.delete_old()).await {
+                    if let Err(error) = off_thread(move || store.delete_old(now_ms())).await {
                         tracing::warn!(%error, "old jobs can't be deleted");
                     }
                 }
@@ -197,7 +199,7 @@ async fn run_job(
     let mut running = RunningJob::new(Arc::clone(&shared), &job);
     loop {
         let job = shared.store.job(id)?;
-        if let Some(unrun) = must_end(&job) {
+        if let Some(unrun) = must_end(&job, now_ms()) {
             running.flush().await?;
             return give_up(&shared.store, id, unrun).await;
         }
@@ -213,7 +215,7 @@ async fn run_job(
             tracing::info!(job = %id, rows = job.total, failed = job.failed, "job completed");
             return Ok(Left::Ended);
         }
-        let expiry = tokio::time::sleep(until(job.expires_ms));
+        let expiry = tokio::time::sleep(until(job.expires_ms, now_ms()));
         tokio::select! {
             biased;
             () = closed(&mut closing) => {
@@ -234,12 +236,12 @@ async fn run_job(
     }
 }
 
-/// Why a job must end although rows of it wait.
-fn must_end(job: &JobRecord) -> Option<Unrun> {
+/// Why a job must end at this time although rows of it wait.
+pub(super) fn must_end(job: &JobRecord, now_ms: u64) -> Option<Unrun> {
     if job.state == JobState::Cancelling {
         return Some(Unrun::Cancelled);
     }
-    (job.expires_ms <= now_ms() && job.waiting_rows() > 0).then_some(Unrun::Expired)
+    (job.expires_ms <= now_ms && job.waiting_rows() > 0).then_some(Unrun::Expired)
 }
 
 async fn give_up(store: &Arc<Store>, id: JobId, unrun: Unrun) -> Result<Left, RequestError> {

@@ -8,7 +8,7 @@ use super::{
     handle::{Jobs, off_thread},
     id::{FileId, JobId, now_ms},
     lines::{SeenIds, check_id, duplicate_id},
-    record::{Batch, JobRecord, JobState},
+    record::{Batch, JobRecord, JobState, Submitter},
     row::NewRow,
     store::Store,
     table::PARTS,
@@ -37,6 +37,8 @@ pub struct JobRequest {
     pub label: String,
     /// Whose it is; fairness is between tenants.
     pub tenant: String,
+    /// What of its submission holds for its rows.
+    pub submitter: Submitter,
     /// What its submitter wants to know of it later.
     pub metadata: BTreeMap<String, String>,
     /// The time it has; `None` for `jobs.expiry_hours`.
@@ -58,6 +60,7 @@ impl JobRequest {
             id: JobId(0),
             label: self.label,
             tenant: self.tenant,
+            submitter: self.submitter,
             metadata: self.metadata,
             batch,
             state: JobState::Validating,

@@ -1,5 +1,7 @@
 //! The tables of the database, and how rows and results are written in them.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use redb::{TableDefinition, TableHandle as _, WriteTransaction};
 use serde::{Serialize, de::DeserializeOwned};
@@ -7,7 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     database::StoreError,
     id::JobId,
-    record::Unrun,
+    record::{Submitter, Unrun},
     row::{NewRow, Outcome, RowForm, RowWork, StoredResult},
 };
 
@@ -103,15 +105,18 @@ pub(super) fn result_bytes(id: &str, body: &[u8]) -> u64 {
 }
 
 pub(super) fn read_row(
-    index: u32,
+    (job, index): (JobId, u32),
     value: (u8, u8, u32, &str, &str, &[u8]),
-    tenant: &std::sync::Arc<str>,
+    tenant: &Arc<str>,
+    submitter: &Arc<Submitter>,
 ) -> Result<RowWork, StoreError> {
     let (form, generates, weight, model, id, body) = value;
     Ok(RowWork {
+        job,
         index,
         id: id.to_owned(),
-        tenant: std::sync::Arc::clone(tenant),
+        tenant: Arc::clone(tenant),
+        submitter: Arc::clone(submitter),
         form: read_form(form)?,
         body: Bytes::copy_from_slice(body),
         model: model.to_owned(),

@@ -33,7 +33,7 @@ pub use decoder::{
     DecoderBatch, DecoderModel, DecoderOptions, DecoderRow, DecoderSpec, DecoderSummary, KvCache,
     StepLogits,
 };
-pub use encoder::{EncoderModel, LoadOptions};
+pub use encoder::{DifferentiableEncoder, EncoderModel, Line, LoadOptions};
 pub use error::{ForwardError, LoadError};
 pub use heads::{Head, RowOutput};
 pub use inspect::{FileContents, ModelSummary};

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::ops::{Linear, QuantizedLinear};
+use crate::ops::{Compute, Linear, QuantizedLinear};
 
 /// A linear layer of one or several weights side by side.
 #[derive(Debug, Clone)]
@@ -20,6 +20,27 @@ impl Projection {
             Self::Dense(linear) => linear.apply(x),
             Self::Quantized(linear) => linear.apply(x),
         }
+    }
+
+    /// In which precision the ops beside it may compute, too.
+    pub fn compute(&self) -> Compute {
+        match self {
+            Self::Dense(linear) => linear.compute(),
+            Self::Quantized(_) => Compute::F32,
+        }
+    }
+
+    /// The layer, if its product can run on some rows of values alone.
+    pub fn on_rows(&self) -> Option<&Linear> {
+        match self {
+            Self::Dense(linear) if linear.is_on_cpu() => Some(linear),
+            _ => None,
+        }
+    }
+
+    /// Whether all of it is in f32.
+    pub fn is_dense(&self) -> bool {
+        matches!(self, Self::Dense(_))
     }
 
     /// Number of output features.

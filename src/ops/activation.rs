@@ -87,6 +87,15 @@ impl InplaceOp2 for BiasActivation {
     }
 }
 
+/// `rows ← act(rows + bias)`, on this thread.
+pub(crate) fn activate_rows(rows: &mut [f32], bias: &[f32], activation: Activation) {
+    dispatch(ActivateRows {
+        rows,
+        bias,
+        activation,
+    });
+}
+
 struct ActivateRows<'a> {
     rows: &'a mut [f32],
     bias: &'a [f32],

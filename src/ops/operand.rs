@@ -57,6 +57,14 @@ pub(crate) fn read<'a>(
     }
 }
 
+/// Calls `f` with the values of a vector of f32 on the CPU, which is locked for reading as long.
+///
+/// # Errors
+/// If it is something else, and those of `f`.
+pub fn vector_values<T>(vector: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    f(read(vector, "vector").values(vector.dims1()?)?)
+}
+
 impl<G: Deref<Target = Storage>> Weight<'_, G> {
     /// The values: contiguous f32 on the CPU, and `expected` of them.
     pub fn values(&self, expected: usize) -> Result<&[f32]> {

@@ -37,6 +37,41 @@ impl ResidualNorm {
     pub fn apply(&self, x: &Tensor, residual: &Tensor) -> Result<()> {
         x.inplace_op2(residual, self)
     }
+
+    /// As [`ResidualNorm::apply`], of the values of rows on the CPU.
+    ///
+    /// # Errors
+    /// If shapes do not agree, or the weights are on another device.
+    pub fn apply_rows(&self, x: &mut [f32], residual: &[f32]) -> Result<()> {
+        let hidden = self.bias.elem_count();
+        if x.len() != residual.len() || !x.len().is_multiple_of(hidden.max(1)) {
+            let (x, residual) = (x.len(), residual.len());
+            bail!("{x} values and {residual} of the residual are not rows of {hidden}");
+        }
+        self.on_values(x, residual, hidden)
+    }
+
+    fn on_values(&self, x: &mut [f32], residual: &[f32], hidden: usize) -> Result<()> {
+        let bias = read(&self.bias, "bias");
+        let bias = bias.values(hidden)?;
+        let weight = read(&self.weight, "norm weight");
+        let norm_bias = read(&self.norm_bias, "norm bias");
+        let norm = NormWeights {
+            weight: weight.values(hidden)?,
+            bias: norm_bias.values(hidden)?,
+            epsilon: self.epsilon,
+        };
+        for_row_blocks(x, hidden, |first, rows| {
+            let residual = &residual[first * hidden..][..rows.len()];
+            dispatch(AddNormRows {
+                rows,
+                residual,
+                bias,
+                norm,
+            });
+        });
+        Ok(())
+    }
 }
 
 impl InplaceOp2 for ResidualNorm {
@@ -61,25 +96,7 @@ impl InplaceOp2 for ResidualNorm {
         }
         let x = f32_values_mut(x, x_layout, "x")?;
         let residual = f32_values(residual, residual_layout, "residual")?;
-        let bias = read(&self.bias, "bias");
-        let bias = bias.values(hidden)?;
-        let weight = read(&self.weight, "norm weight");
-        let norm_bias = read(&self.norm_bias, "norm bias");
-        let norm = NormWeights {
-            weight: weight.values(hidden)?,
-            bias: norm_bias.values(hidden)?,
-            epsilon: self.epsilon,
-        };
-        for_row_blocks(x, hidden, |first, rows| {
-            let residual = &residual[first * hidden..][..rows.len()];
-            dispatch(AddNormRows {
-                rows,
-                residual,
-                bias,
-                norm,
-            });
-        });
-        Ok(())
+        self.on_values(x, residual, hidden)
     }
 
     #[cfg(feature = "cuda")]

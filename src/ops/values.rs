@@ -8,7 +8,9 @@ use std::slice;
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapRaw};
+
+use super::pages::Pages;
 
 /// Where the values of a mapped file begin: at a multiple of this, one cache line.
 pub const ALIGNMENT: usize = 64;
@@ -55,10 +57,27 @@ pub struct Values<T: Pod> {
 #[allow(dead_code, reason = "held for as long as the values live, never read")]
 enum Owner<T> {
     Memory(Arc<Vec<T>>),
+    Pages(Arc<MmapRaw>),
     File(MappedBytes),
 }
 
 impl<T: Pod> Values<T> {
+    /// `len` values that `fill` writes; they are zero before.
+    pub fn filled(len: usize, fill: impl FnOnce(&mut [T])) -> Self {
+        let Some(mut pages) = Pages::zeroed(len) else {
+            let mut values = vec![T::zeroed(); len];
+            fill(&mut values);
+            return values.into();
+        };
+        let values = pages.as_mut_slice();
+        fill(values);
+        Self {
+            start: NonNull::from(values).cast(),
+            len,
+            owner: Owner::Pages(pages.owner()),
+        }
+    }
+
     /// The bytes of a file as values in place. `None` if they don't begin where a `T` may, or are
     /// not a whole number of them.
     pub fn mapped(bytes: MappedBytes) -> Option<Self> {
@@ -92,9 +111,10 @@ impl<T: Pod> Deref for Values<T> {
 
     #[inline(always)]
     fn deref(&self) -> &[T] {
-        // SAFETY: both constructors take pointer and length from a slice of the owner, which lives
-        // as long as `self`. Neither owner moves or changes its values: nobody has a `&mut` to the
-        // vector in the `Arc`, and a map stays where it is, read-only, until it is dropped.
+        // SAFETY: all constructors take pointer and length from a slice of the owner, which lives
+        // as long as `self`. No owner moves or changes its values: nobody has a `&mut` to the
+        // vector in the `Arc`, a file's map stays where it is, read-only, until it is dropped, and so
+        // does a chunk of pages, whose room `Pages` gave out once and is gone.
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
@@ -112,7 +132,7 @@ impl<T: Pod> Clone for Values<T> {
 impl<T: Pod> Debug for Values<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = match self.owner {
-            Owner::Memory(_) => "in memory",
+            Owner::Memory(_) | Owner::Pages(_) => "in memory",
             Owner::File(_) => "mapped",
         };
         write!(f, "{} values {place}", self.len)
@@ -159,6 +179,21 @@ mod tests {
         assert!(Values::<f32>::mapped(at(2..6)).is_none());
         assert!(Values::<f32>::mapped(at(4..10)).is_none());
         assert!(Values::<f32>::mapped(at(4..12)).is_some());
+    }
+
+    #[test]
+    fn many_values_and_few_are_those_that_were_filled_in() {
+        for len in [3, 100_000] {
+            let values = Values::<u32>::filled(len, |values| {
+                assert!(values.iter().all(|&value| value == 0));
+                for (i, value) in values.iter_mut().enumerate() {
+                    *value = i as u32;
+                }
+            });
+            let copy = values.clone();
+            drop(values);
+            assert!(copy.iter().copied().eq(0..len as u32));
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwapOption;
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
 use super::Repository;
@@ -19,9 +20,13 @@ use crate::{
     models::RowOutput,
     quality::{
         self,
-        drift::{Outputs, Profile, Reading, Row, Signal, State, Watch, Windowed},
+        drift::{
+            Anomalies, Limits, Outputs, Profile, Reading, Row, Signal, State, Watch, Windowed,
+            language_of,
+        },
     },
     telemetry::DriftMetrics,
+    text::RowInput,
 };
 
 /// Rows that wait to be looked at, at most.
@@ -29,6 +34,9 @@ const MAX_WAITING_ROWS: usize = 4096;
 
 /// Bytes of a baseline's file, at most.
 const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// Bytes of a text that its language is told by.
+const EXCERPT_BYTES: usize = 240;
 
 /// The file of a version's baseline.
 const FILE: &str = "drift.json";
@@ -40,12 +48,27 @@ enum Seen {
         output: RowOutput,
         tokens: usize,
         unknown: u32,
+        excerpt: Option<Box<str>>,
     },
     Generated {
         prompt: usize,
         generated: usize,
         confidence: f32,
+        excerpt: Option<Box<str>>,
     },
+}
+
+/// A row that was answered.
+#[derive(Debug, Clone, Copy)]
+pub struct SeenRow<'a> {
+    /// What the model said.
+    pub output: &'a RowOutput,
+    /// Tokens that it saw.
+    pub tokens: usize,
+    /// Those of them that are unknown.
+    pub unknown: u32,
+    /// The beginning of its text, from [`DriftWatch::excerpt`].
+    pub excerpt: Option<&'a str>,
 }
 
 /// Watches the drift of one loaded version. Dropping it ends its thread.
@@ -55,7 +78,12 @@ pub struct DriftWatch {
     waiting: Arc<AtomicUsize>,
     sample: f64,
     requests: AtomicU64,
+    language_sample: f64,
+    texts: AtomicU64,
     watch: Arc<Mutex<Watch>>,
+    /// Of the baseline, once there is one.
+    limits: Arc<ArcSwapOption<Limits>>,
+    config: DriftConfig,
     metrics: DriftMetrics,
     /// Where the baseline is kept, if it is.
     file: Option<PathBuf>,
@@ -94,7 +122,12 @@ impl DriftWatch {
             None
         };
         let file = watched.config.keep.then(|| version.join(FILE));
-        let watch = Arc::new(Mutex::new(Watch::new(watched.config.clone(), baseline)));
+        let config = watched.config.clone();
+        let limits = baseline
+            .as_ref()
+            .and_then(|baseline| Limits::of(baseline, &config));
+        let limits = Arc::new(ArcSwapOption::from_pointee(limits));
+        let watch = Arc::new(Mutex::new(Watch::new(config.clone(), baseline)));
         let (rows, inbox) = bounded(MAX_WAITING_ROWS);
         let waiting = Arc::<AtomicUsize>::default();
         let looker = Looker {
@@ -105,6 +138,8 @@ impl DriftWatch {
             inbox,
             waiting: Arc::clone(&waiting),
             watch: Arc::clone(&watch),
+            limits: Arc::clone(&limits),
+            config: config.clone(),
             metrics: watched.metrics.clone(),
             file: file.clone(),
         };
@@ -116,31 +151,89 @@ impl DriftWatch {
             waiting,
             sample: watched.config.sample,
             requests: AtomicU64::new(0),
+            language_sample: config.language_sample,
+            texts: AtomicU64::new(0),
             watch,
+            limits,
+            config,
             metrics: watched.metrics,
             file,
         })
     }
 
-    /// Hands over what the rows of a request were answered: output, tokens, unknown tokens.
-    pub fn observe<'a>(&self, rows: impl Iterator<Item = (&'a RowOutput, usize, u32)>) {
+    /// The beginning of a row's text, if it is one of those whose language is told: taken before the text
+    /// becomes tokens.
+    pub fn excerpt(&self, row: &RowInput) -> Option<Box<str>> {
+        match row {
+            RowInput::Text(text) => self.excerpt_of(text),
+            RowInput::Pair(query, document) if document.len() < query.len() => {
+                self.excerpt_of(query)
+            }
+            RowInput::Pair(_, document) => self.excerpt_of(document),
+            RowInput::Tokens(_) => None,
+        }
+    }
+
+    /// As [`DriftWatch::excerpt`], of a text.
+    pub fn excerpt_of(&self, text: &str) -> Option<Box<str>> {
+        if !is_due(&self.texts, self.language_sample) {
+            return None;
+        }
+        let mut end = text.len().min(EXCERPT_BYTES);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        Some(text[..end].into())
+    }
+
+    /// In which ways a row is far from the baseline although the model is sure of it, which counts it;
+    /// `confidence` is asked for where the row is far.
+    pub fn anomalies(
+        &self,
+        (tokens, unknown): (usize, u32),
+        vector: Option<&[f32]>,
+        confidence: impl FnOnce() -> Option<f32>,
+    ) -> Anomalies {
+        let limits = self.limits.load();
+        let Some(limits) = limits.as_ref() else {
+            return Anomalies::default();
+        };
+        let far = limits.far(tokens, unknown, vector);
+        if far.is_empty() || !limits.is_sure(confidence()) {
+            return Anomalies::default();
+        }
+        for anomaly in far.iter() {
+            self.metrics.count_anomaly(anomaly.name());
+        }
+        far
+    }
+
+    /// Hands over what the rows of a request were answered.
+    pub fn observe<'a>(&self, rows: impl Iterator<Item = SeenRow<'a>>) {
         if self.is_due() {
-            let seen = rows.map(|(output, tokens, unknown)| Seen::Row {
-                output: output.clone(),
-                tokens,
-                unknown,
+            let seen = rows.map(|row| Seen::Row {
+                output: row.output.clone(),
+                tokens: row.tokens,
+                unknown: row.unknown,
+                excerpt: row.excerpt.map(Into::into),
             });
             self.hand_over(seen.collect());
         }
     }
 
     /// Hands over what was generated: tokens of the prompt and of the text, and how sure the model was.
-    pub fn observe_generated(&self, prompt: usize, generated: u32, confidence: f32) {
+    pub fn observe_generated(
+        &self,
+        (prompt, generated): (usize, u32),
+        confidence: f32,
+        excerpt: Option<&str>,
+    ) {
         if self.is_due() {
             self.hand_over(vec![Seen::Generated {
                 prompt,
                 generated: generated as usize,
                 confidence,
+                excerpt: excerpt.map(Into::into),
             }]);
         }
     }
@@ -155,23 +248,21 @@ impl DriftWatch {
             }
             watch.baseline().cloned()?
         };
+        let limits = Limits::of(&baseline, &self.config);
+        self.limits.store(limits.map(Arc::new));
         self.metrics.worst.set(0);
         keep(self.file.as_deref(), &baseline);
         Some(baseline.rows)
     }
 
-    /// The worst state of any signal.
-    pub fn state(&self) -> State {
-        lock(&self.watch).state()
+    /// The worst state of any signal, and what the latest window said of each.
+    pub fn state(&self) -> (State, Vec<Reading>) {
+        let watch = lock(&self.watch);
+        (watch.state(), watch.readings().to_vec())
     }
 
     fn is_due(&self) -> bool {
-        if self.sample >= 1.0 {
-            return true;
-        }
-        let seen = self.requests.fetch_add(1, Relaxed) as f64;
-        let due = |requests: f64| (requests * self.sample).floor();
-        due(seen + 1.0) > due(seen)
+        is_due(&self.requests, self.sample)
     }
 
     fn hand_over(&self, rows: Vec<Seen>) {
@@ -229,6 +320,8 @@ struct Looker {
     inbox: Receiver<Vec<Seen>>,
     waiting: Arc<AtomicUsize>,
     watch: Arc<Mutex<Watch>>,
+    limits: Arc<ArcSwapOption<Limits>>,
+    config: DriftConfig,
     metrics: DriftMetrics,
     file: Option<PathBuf>,
 }
@@ -263,6 +356,8 @@ impl Looker {
                     rows = baseline.rows,
                     "drift: baseline learnt"
                 );
+                let limits = Limits::of(&baseline, &self.config);
+                self.limits.store(limits.map(Arc::new));
                 keep(self.file.as_deref(), &baseline);
             }
             Windowed::Full(readings) => {
@@ -274,24 +369,30 @@ impl Looker {
     }
 
     fn row_of<'a>(&self, seen: &'a Seen, labels: &'a mut Vec<usize>) -> Option<Row<'a>> {
-        let (output, tokens, unknown) = match seen {
+        let (output, tokens, unknown, language) = match seen {
             Seen::Generated {
                 prompt,
                 generated,
                 confidence,
+                excerpt,
             } => {
                 return Some(Row {
                     outputs: Outputs::Generated(*generated),
                     confidence: Some(*confidence),
                     tokens: *prompt,
                     unknown: 0,
+                    language: excerpt.as_deref().map(language_of),
                 });
             }
             Seen::Row {
                 output,
                 tokens,
                 unknown,
-            } => (output, *tokens, *unknown),
+                excerpt,
+            } => {
+                let language = excerpt.as_deref().map(language_of);
+                (output, *tokens, *unknown, language)
+            }
         };
         let (outputs, confidence) = match output {
             RowOutput::Embedding(values) => (Outputs::Vector(values), None),
@@ -319,6 +420,7 @@ impl Looker {
             confidence,
             tokens,
             unknown,
+            language,
         })
     }
 
@@ -349,6 +451,16 @@ impl Looker {
             tracing::info!(model = self.model, state = ?worst, "drift is less");
         }
     }
+}
+
+/// Whether the next of a count is one of a share of it, spread evenly.
+fn is_due(seen: &AtomicU64, share: f64) -> bool {
+    if share <= 0.0 || share >= 1.0 {
+        return share > 0.0;
+    }
+    let seen = seen.fetch_add(1, Relaxed) as f64;
+    let due = |count: f64| (count * share).floor();
+    due(seen + 1.0) > due(seen)
 }
 
 fn lock(watch: &Mutex<Watch>) -> MutexGuard<'_, Watch> {

@@ -1,7 +1,7 @@
 //! Brings versions to where they take requests: memory first, then files, warm-up, and the table.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{
     FoundModel, LoadError, Repository, ServedModel,
@@ -22,7 +22,7 @@ const EVICTION: Duration = Duration::from_secs(5);
 impl Repository {
     /// Loads the versions that the model's manifest asks for, or one `version`; again, where it is
     /// loaded already. What was loaded before serves until the new copy is ready, and goes on when
-    /// that fails. Takes seconds; call it off the I/O threads.
+    /// that fails. Many who ask at once have it loaded once. Takes seconds; call it off the I/O threads.
     ///
     /// A single version that nothing routes to takes only requests that name it, unless the model had
     /// no version to serve.
@@ -33,20 +33,31 @@ impl Repository {
     /// doesn't load.
     pub fn load(&self, name: &str, version: Option<u64>) -> Result<Arc<ServedModel>, RequestError> {
         let operation = self.operation(name)?;
-        let _held = lock(&operation);
-        let found = self.found(name)?;
-        match version {
-            Some(version) => {
-                let served = self.load_one(&found, version)?;
-                self.inner.change(name, |entry| {
-                    if entry.stable().is_none() {
-                        entry.route.stable = Some(version);
-                    }
-                });
-                Ok(served)
-            }
-            None => self.load_selected(&found),
+        let asked = Instant::now();
+        let mut last_load = lock(&operation);
+        let began = Instant::now();
+        let is_done = last_load.take().is_some_and(|began| began >= asked);
+        if version.is_none()
+            && is_done
+            && let Ok(served) = self.find(name, "", None)
+        {
+            // Many asked at once: what one of them began since then is what they all wanted.
+            *last_load = Some(asked);
+            return Ok(served);
         }
+        let found = self.found(name)?;
+        let Some(version) = version else {
+            let served = self.load_selected(&found)?;
+            *last_load = Some(began);
+            return Ok(served);
+        };
+        let served = self.load_one(&found, version)?;
+        self.inner.change(name, |entry| {
+            if entry.stable().is_none() {
+                entry.route.stable = Some(version);
+            }
+        });
+        Ok(served)
     }
 
     /// Brings a version to where it could take requests, without giving it any that don't name it.

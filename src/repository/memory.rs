@@ -27,10 +27,13 @@ pub(super) fn estimate(dir: &Path, manifest: &ModelManifest) -> Option<u64> {
     Some((weights + cache + answers) as u64)
 }
 
-/// Bytes that can still be taken before the machine, or the control group that this process is in,
-/// has none. `None` where the system doesn't tell.
+/// Bytes that can still be taken before the machine, the control group that this process is in, or
+/// its own address space has none. `None` where the system doesn't tell.
 pub(super) fn available() -> Option<u64> {
-    let machine = machine_available(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
+    let page = |file: &str| std::fs::read_to_string(file).ok();
+    let machine = machine_available(&page("/proc/meminfo")?)?;
+    let own = || address_space(&page("/proc/self/limits")?, &page("/proc/self/status")?);
+    let machine = own().map_or(machine, |own| machine.min(own));
     let read = |file: &str| {
         let path = Path::new("/sys/fs/cgroup").join(file);
         std::fs::read_to_string(path)
@@ -53,6 +56,21 @@ fn machine_available(meminfo: &str) -> Option<u64> {
         .find(|line| line.starts_with("MemAvailable:"))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib << 10)
+}
+
+/// What is left of the address space where it is limited (`ulimit -v`): beyond that, an allocation
+/// fails, and with it the process.
+fn address_space(limits: &str, status: &str) -> Option<u64> {
+    let limit = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max address space"))?;
+    // "unlimited" is no number.
+    let limit: u64 = limit.split_whitespace().next()?.parse().ok()?;
+    let taken = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmSize:"))?;
+    let taken_kib: u64 = taken.split_whitespace().next()?.parse().ok()?;
+    Some(limit.saturating_sub(taken_kib << 10))
 }
 
 /// Memory that is not there.
@@ -87,6 +105,17 @@ mod tests {
         assert_eq!(machine_available(page), Some(64 << 10));
         assert_eq!(machine_available("MemTotal: 100 kB\n"), None);
         assert!(available().is_none_or(|bytes| bytes > 1 << 20));
+    }
+
+    #[test]
+    fn a_limit_of_the_address_space_is_a_limit() {
+        let limits =
+            "Limit  Soft Limit  Hard Limit  Units\nMax address space  1048576  unlimited  bytes\n";
+        let status = "Name:\tferry\nVmSize:\t    1000 kB\n";
+        assert_eq!(address_space(limits, status), Some(24 << 10));
+        assert_eq!(address_space(limits, "VmSize: 2000 kB\n"), Some(0));
+        let unlimited = limits.replacen("1048576", "unlimited", 1);
+        assert_eq!(address_space(&unlimited, status), None);
     }
 
     #[test]

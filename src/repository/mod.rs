@@ -25,7 +25,7 @@ mod verdict;
 
 pub use alarm::Alarm;
 pub use discover::{FoundModel, find_models};
-pub use drift::DriftWatch;
+pub use drift::{DriftWatch, SeenRow};
 pub use folder::follow_folder;
 pub use load::{
     Calibrated, CalibrationRecord, CanaryDone, CanaryUse, LoadError, LoadSettings, LoadStage,

@@ -12,9 +12,11 @@ use super::{
     mirror::Trial,
     routing::Reason,
     table::ModelEntry,
-    verdict::{Evidence, Seen, Verdict, judge},
+    verdict::{Drift, Evidence, Seen, Verdict, judge},
 };
-use crate::{config::RolloutConfig, error::RequestError, telemetry::TrafficReading};
+use crate::{
+    config::RolloutConfig, error::RequestError, quality::drift::State, telemetry::TrafficReading,
+};
 
 /// How often trials are looked at, at most.
 const TICK: Duration = Duration::from_millis(250);
@@ -160,7 +162,21 @@ pub(super) fn evidence(trial: &Trial, entry: &ModelEntry, baseline: &Baseline) -
         candidate,
         compared: trial.counts().mirrored,
         agreement: trial.agreement(),
+        drift: drift(entry, trial.candidate),
     }
+}
+
+/// How a version's rows stand to its baseline, where that is looked for.
+fn drift(entry: &ModelEntry, version: u64) -> Option<Drift> {
+    let (state, readings) = entry.ready(version)?.drift.as_ref()?.state();
+    let unusual = readings
+        .iter()
+        .filter(|reading| reading.state > State::Ok)
+        .map(|reading| (reading.signal.name(), reading.value));
+    Some(Drift {
+        state,
+        signals: unusual.collect(),
+    })
 }
 
 /// The figures of a decision, for the log.
@@ -170,14 +186,22 @@ pub(super) fn in_figures(evidence: &Evidence) -> String {
         candidate,
         compared,
         agreement,
+        drift,
     } = evidence;
+    let drift = drift.as_ref().map_or_else(String::new, |drift| {
+        let signals = drift.signals.iter();
+        let signals: Vec<_> = signals
+            .map(|(signal, value)| format!(" {signal} {value:.3}"))
+            .collect();
+        format!("; drift {}{}", drift.state.name(), signals.join(","))
+    });
     let p99 = |seen: &Seen| {
         seen.p99_ms
             .map_or_else(|| "-".to_owned(), |p99| format!("{p99:.1} ms"))
     };
     format!(
         "candidate: {} requests, {} failed, p99 {}; stable: {} requests, {} failed, p99 {}; \
-         agreement {} over {compared} requests",
+         agreement {} over {compared} requests{drift}",
         candidate.requests,
         candidate.failed,
         p99(candidate),

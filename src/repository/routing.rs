@@ -60,7 +60,8 @@ impl Repository {
         reason: Reason,
     ) -> Result<Swap, RequestError> {
         let operation = self.operation(name)?;
-        let _held = lock(&operation);
+        let mut held = lock(&operation);
+        *held = None;
         let entry = self.entry(name)?;
         let began = Instant::now();
         if entry.ready(version).is_none() {

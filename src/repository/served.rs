@@ -12,10 +12,12 @@ use crate::{
     cache::{RowCache, SequenceCache},
     config::{Activation, ModelManifest, Task},
     device::Place,
-    engine::{Engine, GenerationEngine},
+    engine::{Engine, GenerationEngine, GradientEngine},
     error::RequestError,
     quality::{self, Classified, calibration::Calibration},
-    telemetry::{CascadeMetrics, GenerationMetrics, ModelMetrics, ModelStatistics, Traffic},
+    telemetry::{
+        CascadeMetrics, GenerationMetrics, InstanceCount, ModelMetrics, ModelStatistics, Traffic,
+    },
     text::{GenerationText, TextEncoder},
 };
 
@@ -52,6 +54,8 @@ pub struct ServedModel {
     pub(super) mirror: ArcSwapOption<Mirror>,
     /// Where its instances run, each one's place.
     pub places: Vec<Place>,
+    /// Says how many there are on each device, while it is there.
+    pub(super) _counted: Vec<InstanceCount>,
     /// Bytes of its weights and caches in memory.
     pub memory_bytes: u64,
     /// Bytes of its weights alone.
@@ -88,6 +92,8 @@ pub struct ServedEncoder {
     pub engine: Arc<Engine>,
     /// Its answers, where they are kept.
     pub cache: Option<Arc<RowCache>>,
+    /// What finds gradients of its outputs, or what is allowed instead where it has none.
+    pub gradients: Result<GradientEngine, String>,
 }
 
 /// The parts of a model that generates.

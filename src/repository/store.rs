@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -35,6 +35,10 @@ pub struct Repository {
     pub(super) inner: Arc<Inner>,
 }
 
+/// Held while something is done with a model. In it: when the load of the whole model began that was
+/// the last to be done, if that went well.
+pub(super) type Operation = Arc<Mutex<Option<Instant>>>;
+
 /// What the repository shares with the leases of what it has loaded.
 #[derive(Debug)]
 pub(super) struct Inner {
@@ -48,7 +52,7 @@ pub(super) struct Inner {
     /// Told of every change, with `changing`.
     pub(super) settled: Condvar,
     /// One a model, held while an operation on it is under way.
-    pub(super) operations: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+    pub(super) operations: Mutex<BTreeMap<String, Operation>>,
     pub(super) changed: watch::Sender<()>,
     pub(super) alarm: Alarm,
     pub(super) copies: AtomicU64,
@@ -85,13 +89,13 @@ impl Repository {
         self.inner.changed.subscribe()
     }
 
-    /// Tells why the process has to end: the device under a model is lost, and
-    /// `models.on_device_failure` is `"exit"`.
+    /// Tells why the process has to end: an instance of a model is lost, and the configuration
+    /// (`models.on_device_failure`, `models.watchdog`) says so.
     pub fn fatal(&self) -> watch::Receiver<Option<String>> {
         self.inner.alarm.fatal()
     }
 
-    /// The models that refuse everything since all their devices are lost, by name.
+    /// The models that refuse everything since all their instances are lost, by name.
     pub fn lost(&self) -> Vec<String> {
         let ready = self.ready().into_iter();
         let lost = ready.filter(|served| served.lost().is_some());
@@ -238,13 +242,13 @@ impl Repository {
     }
 
     /// The lock of operations on a model that is on disk.
-    pub(super) fn operation(&self, name: &str) -> Result<Arc<Mutex<()>>, RequestError> {
+    pub(super) fn operation(&self, name: &str) -> Result<Operation, RequestError> {
         // Names that are nobody's must not fill the map.
         self.found(name)?;
         Ok(self.operation_of(name))
     }
 
-    pub(super) fn operation_of(&self, name: &str) -> Arc<Mutex<()>> {
+    pub(super) fn operation_of(&self, name: &str) -> Operation {
         let mut operations = lock(&self.inner.operations);
         Arc::clone(operations.entry(name.to_owned()).or_default())
     }

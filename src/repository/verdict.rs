@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::config::RolloutConfig;
+use crate::{
+    config::{RolloutConfig, rollout::MaxDrift},
+    quality::drift::State,
+};
 
 /// What was seen of one version.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -29,7 +32,7 @@ impl Seen {
 }
 
 /// What is known of a candidate.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Evidence {
     /// The stable version.
     pub stable: Seen,
@@ -39,6 +42,17 @@ pub struct Evidence {
     pub compared: u64,
     /// How far these answers agree, 0 to 1.
     pub agreement: Option<f64>,
+    /// Whether the candidate's rows have drifted from its baseline, where that is looked for.
+    pub drift: Option<Drift>,
+}
+
+/// How a candidate's rows stand to its baseline.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Drift {
+    /// The worst state of any signal.
+    pub state: State,
+    /// The signals that are not as usual, and how far off they are.
+    pub signals: Vec<(&'static str, f64)>,
 }
 
 /// A rule that a candidate broke.
@@ -97,6 +111,17 @@ pub fn judge(rules: &RolloutConfig, evidence: &Evidence) -> Verdict {
     if candidate.failed as f64 > tolerated && error_rate > rules.max_error_rate {
         return broken("max_error_rate", error_rate, rules.max_error_rate);
     }
+    // A state changes after windows of rows, which are enough whatever the requests.
+    if let Some(drift) = &evidence.drift
+        && drift.state > allowed(rules.max_drift)
+    {
+        let number = |state: State| f64::from(state as u8);
+        return broken(
+            "max_drift",
+            number(drift.state),
+            number(allowed(rules.max_drift)),
+        );
+    }
     // Answers that differ widely show in few comparisons.
     if rules.min_agreement > 0.0
         && let Some(agreement) = evidence.agreement
@@ -124,6 +149,15 @@ pub fn judge(rules: &RolloutConfig, evidence: &Evidence) -> Verdict {
     Verdict::Holds
 }
 
+/// The worst state that a candidate may be in.
+fn allowed(max: MaxDrift) -> State {
+    match max {
+        MaxDrift::Ok => State::Ok,
+        MaxDrift::Warning => State::Warning,
+        MaxDrift::Drifted => State::Drifted,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +176,7 @@ mod tests {
             candidate,
             compared,
             agreement: Some(agreement),
+            drift: None,
         }
     }
 
@@ -184,6 +219,28 @@ mod tests {
             broken_rule(&evidence(seen(200, 0, 12.0), 40, 0.9)),
             Some("min_agreement")
         );
+    }
+
+    #[test]
+    fn a_candidate_that_drifts_is_broken_before_anything_else_is_known() {
+        let drifting = |state| Evidence {
+            drift: Some(Drift {
+                state,
+                signals: vec![("length", 0.4)],
+            }),
+            ..evidence(seen(3, 0, 1.0), 0, 1.0)
+        };
+        assert_eq!(broken_rule(&drifting(State::Drifted)), Some("max_drift"));
+        assert_eq!(broken_rule(&drifting(State::Warning)), None);
+        assert_eq!(broken_rule(&drifting(State::Ok)), None);
+        let judged = |max_drift| {
+            let rules = RolloutConfig {
+                max_drift,
+                ..RolloutConfig::default()
+            };
+            matches!(judge(&rules, &drifting(State::Warning)), Verdict::Broken(_))
+        };
+        assert!(judged(MaxDrift::Ok) && !judged(MaxDrift::Drifted));
     }
 
     #[test]

@@ -3,29 +3,27 @@
 //! Going down: health says no, admission lets nothing more in, streams stop reading; what was
 //! accepted is answered; then the listeners end. A limit bounds the time.
 
+mod listeners;
 mod reload;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::JoinHandle};
 
+use self::listeners::{Addresses, Certificates, Listeners};
 use crate::{
     admission::{Admission, Callers, Operators, TokenError},
     api::jobs::row_runner,
     api::{
         grpc::{self, ListenError, Shared, admin},
         http,
-        listener::{Incoming, Tls, TlsError},
+        listener::TlsError,
     },
-    config::{
-        ConfigError, ServerConfig,
-        server::ModelControl,
-        tls::{TlsConfig, TlsListener},
-    },
+    config::{ConfigError, ServerConfig, server::ModelControl},
     device::{self, DeviceError},
     jobs::{self, Jobs, Runner},
     repository::{Repository, follow_folder, run_rollouts},
-    telemetry::{Metrics, request_log::RequestLog, traces::Tracer},
+    telemetry::{Metrics, machine, request_log::RequestLog, traces::Tracer},
     text::CpuPool,
 };
 
@@ -108,6 +106,8 @@ pub struct Server {
     admin: Option<JoinHandle<Result<(), ListenError>>>,
     loading: JoinHandle<()>,
     jobs: JoinHandle<()>,
+    /// Reads what the machine does.
+    _machine: machine::Watching,
     /// Kept so that those who watch it never see it close while the server runs.
     _started: Arc<watch::Sender<bool>>,
     drain: Duration,
@@ -137,6 +137,7 @@ impl Server {
         let (closing, is_closing) = watch::channel(false);
         let jobs = open_jobs(&config, &metrics).await?;
         let tracer = Tracer::start(&config.traces, metrics.traces()).map_err(StartError::Traces)?;
+        let machine = machine::watch(metrics.machine(), None)?;
         let shared = Shared {
             admission,
             metrics,
@@ -152,22 +153,13 @@ impl Server {
             tracer,
         };
 
-        let http_at = SocketAddr::new(config.http.host, config.http.port);
-        let http_listener = listen(http_at, "http.port").await?;
-        let grpc_at = SocketAddr::new(config.grpc.host, config.grpc.port);
-        let grpc_listener = listen(grpc_at, "grpc.port").await?;
-        let admin_listener = if config.admin.enabled {
-            let admin_at = SocketAddr::new(config.admin.host, config.admin.port);
-            Some(listen(admin_at, "admin.port").await?)
-        } else {
-            None
-        };
-        let http_address = http_listener.local_addr()?;
-        let grpc_address = grpc_listener.local_addr()?;
-        let admin_address = admin_listener
-            .as_ref()
-            .map(tokio::net::TcpListener::local_addr)
-            .transpose()?;
+        let listeners = Listeners::bind(&config).await?;
+        let Addresses {
+            grpc: grpc_address,
+            http: http_address,
+            admin: admin_address,
+        } = listeners.addresses()?;
+        let incoming = listeners.open(&config, &certificates);
 
         let has_started = Arc::clone(&started);
         let models = Arc::clone(&repository);
@@ -188,24 +180,21 @@ impl Server {
         let jobs = tokio::spawn(run_jobs(shared.clone()));
         let http = tokio::spawn(http::serve(
             shared.clone(),
-            Incoming::new(http_listener, certificates.http.clone()),
+            config.http.clone(),
+            incoming.http,
             closed(closing.subscribe()),
         ));
-        let admin = admin_listener.map(|listener| {
-            tokio::spawn(admin::serve(
-                shared.clone(),
-                Incoming::new(listener, certificates.admin.clone()),
-                closed(closing.subscribe()),
-            ))
+        let admin = incoming.admin.map(|incoming| {
+            let stop = closed(closing.subscribe());
+            tokio::spawn(admin::serve(shared.clone(), incoming, stop))
         });
         let grpc_shared = shared.clone();
         let stop = closed(closing.subscribe());
         let drain = config.shutdown.drain();
-        let grpc_incoming = Incoming::new(grpc_listener, certificates.grpc.clone());
         follow_keys(callers, &config, closing.subscribe());
         certificates.follow(&config.tls, closing.subscribe());
         let grpc = tokio::spawn(async move {
-            grpc::serve(grpc_shared, &config.grpc, grpc_incoming, stop).await
+            grpc::serve(grpc_shared, &config.grpc, incoming.grpc, stop).await
         });
         Ok(Self {
             grpc_address,
@@ -218,6 +207,7 @@ impl Server {
             admin,
             loading,
             jobs,
+            _machine: machine,
             _started: started,
             drain,
         })
@@ -232,7 +222,8 @@ impl Server {
         self.shared.admission.repository().ready().len()
     }
 
-    /// Waits until the device under a model is lost and the process is to end for it; says why.
+    /// Waits until a model is lost, with its device or since it hangs, and the process is to end for
+    /// it; says why.
     pub async fn device_lost(&self) -> String {
         let mut fatal = self.repository().fatal();
         match fatal.wait_for(Option::is_some).await {
@@ -362,49 +353,6 @@ async fn run_jobs(mut shared: Shared) {
     Runner::new(&jobs, row_runner(shared), closing).run().await;
 }
 
-/// The certificates of the listeners that are encrypted.
-struct Certificates {
-    grpc: Option<Tls>,
-    http: Option<Tls>,
-    admin: Option<Tls>,
-}
-
-impl Certificates {
-    fn read(config: &TlsConfig) -> Result<Self, TlsError> {
-        let read = |listener, protocol| {
-            let covered = config.covers(listener);
-            covered.then(|| Tls::read(config, protocol)).transpose()
-        };
-        Ok(Self {
-            grpc: read(TlsListener::Grpc, b"h2")?,
-            http: read(TlsListener::Http, b"http/1.1")?,
-            admin: read(TlsListener::Admin, b"h2")?,
-        })
-    }
-
-    /// Reads them again whenever one of their files changes.
-    fn follow(self, config: &TlsConfig, closing: watch::Receiver<bool>) {
-        let all: Vec<Tls> = [self.grpc, self.http, self.admin]
-            .into_iter()
-            .flatten()
-            .collect();
-        if all.is_empty() {
-            return;
-        }
-        let files = [&config.certificate, &config.key, &config.client_ca];
-        let files: Vec<PathBuf> = files.into_iter().flatten().cloned().collect();
-        let every = Duration::from_secs_f64(config.reload_seconds);
-        let config = config.clone();
-        let reload = move || match all.iter().try_for_each(|tls| tls.reload(&config)) {
-            Ok(()) => tracing::info!("certificates read again"),
-            Err(error) => {
-                tracing::error!(%error, "new certificates can't be used; the old ones stay");
-            }
-        };
-        tokio::spawn(reload::follow_files(files, every, closing, reload));
-    }
-}
-
 /// Reads the keys again whenever their file changes.
 fn follow_keys(callers: Arc<Callers>, config: &ServerConfig, closing: watch::Receiver<bool>) {
     let Some(file) = callers.file() else {
@@ -417,19 +365,6 @@ fn follow_keys(callers: Arc<Callers>, config: &ServerConfig, closing: watch::Rec
         Err(error) => tracing::error!(%error, "new API keys can't be used; the old ones stay"),
     };
     tokio::spawn(reload::follow_files(files, every, closing, reload));
-}
-
-async fn listen(
-    address: SocketAddr,
-    key: &'static str,
-) -> Result<tokio::net::TcpListener, StartError> {
-    grpc::bind(address)
-        .await
-        .map_err(|source| StartError::Listen {
-            address,
-            key,
-            source,
-        })
 }
 
 async fn closed(mut closing: watch::Receiver<bool>) {

@@ -1,6 +1,8 @@
 //! The Prometheus metrics of models whose answers are kept, with the labels `model` and `version`.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+
+use super::series::Registrar;
 
 #[derive(Debug)]
 pub(super) struct CacheFamilies {
@@ -29,7 +31,7 @@ pub struct CacheMetrics {
 }
 
 impl CacheFamilies {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn register(registry: &Registrar) -> prometheus::Result<Self> {
         let model = &["model", "version"];
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let family = IntCounterVec::new(Opts::new(name, help), labels)?;

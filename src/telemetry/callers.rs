@@ -1,6 +1,8 @@
 //! The Prometheus metrics of those who are refused at the gate of the callers.
 
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, Opts};
+
+use super::series::Registrar;
 
 #[derive(Debug)]
 pub(super) struct CallerFamilies {
@@ -18,6 +20,8 @@ pub struct CallerMetrics {
     pub limited: IntCounter,
     /// A key that opens something else.
     pub scope: IntCounter,
+    /// A key that does not open the model that is asked.
+    pub model: IntCounter,
     /// Beyond the tenant's rate.
     pub rate: IntCounter,
     /// Beyond what the tenant may have in the server at a time.
@@ -25,7 +29,7 @@ pub struct CallerMetrics {
 }
 
 impl CallerFamilies {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn register(registry: &Registrar) -> prometheus::Result<Self> {
         let refused = IntCounterVec::new(
             Opts::new(
                 "ferry_callers_refused_total",
@@ -44,6 +48,7 @@ impl CallerFamilies {
             wrong: refused("wrong"),
             limited: refused("limited"),
             scope: refused("scope"),
+            model: refused("model"),
             rate: refused("rate"),
             concurrent: refused("concurrent"),
         }

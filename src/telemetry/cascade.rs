@@ -1,7 +1,9 @@
 //! The Prometheus metrics of cascades: how many rows a model hands on, and what that saves. Labels are
 //! the model that was asked, its version, and the model that it hands on to.
 
-use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, Opts};
+
+use super::series::Registrar;
 
 #[derive(Debug)]
 pub(super) struct CascadeFamilies {
@@ -24,7 +26,7 @@ pub struct CascadeMetrics {
 }
 
 impl CascadeFamilies {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn register(registry: &Registrar) -> prometheus::Result<Self> {
         let rows = IntCounterVec::new(
             Opts::new(
                 "ferry_cascade_rows_total",

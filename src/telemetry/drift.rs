@@ -1,6 +1,10 @@
 //! The Prometheus metrics of drift: how far a version's latest window is from its baseline.
 
-use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use std::sync::Arc;
+
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+
+use super::series::{Lease, Registrar};
 
 #[derive(Debug)]
 pub(super) struct DriftFamilies {
@@ -8,6 +12,7 @@ pub(super) struct DriftFamilies {
     state: IntGaugeVec,
     windows: IntCounterVec,
     dropped: IntCounterVec,
+    anomalies: IntCounterVec,
 }
 
 /// The metrics of one model version.
@@ -15,7 +20,10 @@ pub(super) struct DriftFamilies {
 pub struct DriftMetrics {
     distance: GaugeVec,
     state: IntGaugeVec,
+    anomalies: IntCounterVec,
     labels: [String; 2],
+    /// Whoever looks at rows may do so for a little longer than the version is there.
+    _lease: Arc<Lease>,
     /// The worst state of any signal: 0 ok, 1 warning, 2 drifted.
     pub worst: IntGauge,
     /// Windows that were compared.
@@ -25,7 +33,7 @@ pub struct DriftMetrics {
 }
 
 impl DriftFamilies {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn register(registry: &Registrar) -> prometheus::Result<Self> {
         let distance = GaugeVec::new(
             Opts::new(
                 "ferry_drift_distance",
@@ -47,7 +55,16 @@ impl DriftFamilies {
             registry.register(Box::new(family.clone()))?;
             Ok::<_, prometheus::Error>(family)
         };
+        let anomalies = IntCounterVec::new(
+            Opts::new(
+                "ferry_anomalous_rows_total",
+                "Rows that a model was sure of and that are far from its baseline, by how.",
+            ),
+            &["model", "version", "kind"],
+        )?;
+        registry.register(Box::new(anomalies.clone()))?;
         Ok(Self {
+            anomalies,
             distance,
             state,
             windows: counter(
@@ -61,12 +78,14 @@ impl DriftFamilies {
         })
     }
 
-    pub(super) fn model(&self, model: &str, version: &str) -> DriftMetrics {
+    pub(super) fn model(&self, model: &str, version: &str, lease: Lease) -> DriftMetrics {
         let labels = &[model, version];
         DriftMetrics {
             distance: self.distance.clone(),
             state: self.state.clone(),
+            anomalies: self.anomalies.clone(),
             labels: [model.to_owned(), version.to_owned()],
+            _lease: Arc::new(lease),
             worst: self.state.with_label_values(&[model, version, "any"]),
             windows: self.windows.with_label_values(labels),
             dropped: self.dropped.with_label_values(labels),
@@ -81,6 +100,14 @@ impl DriftMetrics {
         self.distance
             .with_label_values(&[model.as_str(), version, signal, measure])
             .set(value);
+    }
+
+    /// Counts a row that is far from the baseline in one way.
+    pub fn count_anomaly(&self, kind: &str) {
+        let [model, version] = &self.labels;
+        self.anomalies
+            .with_label_values(&[model.as_str(), version, kind])
+            .inc();
     }
 
     /// Sets a signal's state.

@@ -1,9 +1,10 @@
 //! The Prometheus metrics of explanations.
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
-    exponential_buckets,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, exponential_buckets,
 };
+
+use super::series::Registrar;
 
 #[derive(Debug)]
 pub(super) struct ExplainFamilies {
@@ -21,7 +22,7 @@ pub struct ExplainMetrics {
 }
 
 impl ExplainFamilies {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn register(registry: &Registrar) -> prometheus::Result<Self> {
         let labels = &["model", "version", "method"];
         let rows = IntCounterVec::new(
             Opts::new(

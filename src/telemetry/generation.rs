@@ -2,8 +2,10 @@
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, exponential_buckets,
+    exponential_buckets,
 };
+
+use super::series::Registrar;
 
 #[derive(Debug)]
 pub(super) struct GenerationFamilies {
@@ -47,7 +49,7 @@ pub struct GenerationMetrics {
 }
 
 impl GenerationFamilies {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn register(registry: &Registrar) -> prometheus::Result<Self> {
         let model = &["model", "version"];
         let counter = |name: &str, help: &str| {
             let family = IntCounterVec::new(Opts::new(name, help), model)?;

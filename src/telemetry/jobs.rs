@@ -1,6 +1,8 @@
 //! The Prometheus metrics of jobs. Rows a second are `rate(ferry_job_rows_total[1m])`.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+
+use super::series::Registrar;
 
 /// The metrics of all jobs.
 #[derive(Debug, Clone)]
@@ -21,7 +23,7 @@ pub struct JobsMetrics {
 }
 
 impl JobsMetrics {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn register(registry: &Registrar) -> prometheus::Result<Self> {
         let gauge = |name: &str, help: &str| {
             let gauge = IntGauge::new(name, help)?;
             registry.register(Box::new(gauge.clone()))?;

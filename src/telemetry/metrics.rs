@@ -2,24 +2,25 @@
 
 use std::sync::Arc;
 
-use prometheus::{
-    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
-    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
-};
+use prometheus::{Encoder as _, Gauge, Histogram, IntCounter, IntGauge, Registry, TextEncoder};
 
 use super::{
-    cache::{CacheFamilies, CacheMetrics},
-    callers::{CallerFamilies, CallerMetrics},
-    cascade::{CascadeFamilies, CascadeMetrics},
-    device::{DeviceFamilies, DeviceMetrics},
-    drift::{DriftFamilies, DriftMetrics},
-    explain::{ExplainFamilies, ExplainMetrics},
-    generation::{GenerationFamilies, GenerationMetrics},
+    cache::CacheMetrics,
+    callers::CallerMetrics,
+    cascade::CascadeMetrics,
+    device::{DeviceMetrics, InstanceCount},
+    drift::DriftMetrics,
+    explain::ExplainMetrics,
+    families::Families,
+    generation::GenerationMetrics,
     jobs::JobsMetrics,
-    operators::{OperatorFamilies, OperatorMetrics},
+    machine::MachineMetrics,
+    memory::ModelMemory,
+    operators::OperatorMetrics,
+    series::{Lease, Registrar, Series},
     trace_metrics::{RequestLogMetrics, TraceMetrics},
-    usage::{ModelUsage, UsageFamilies},
-    work::{WorkFamilies, WorkMetrics},
+    usage::ModelUsage,
+    work::WorkMetrics,
 };
 use crate::config::MetricsConfig;
 
@@ -72,40 +73,7 @@ pub struct Metrics {
     config: MetricsConfig,
     registry: Registry,
     families: Arc<Families>,
-}
-
-#[derive(Debug)]
-struct Families {
-    requests: IntCounterVec,
-    rows: IntCounterVec,
-    tokens: IntCounterVec,
-    batches: IntCounterVec,
-    batch_rows: HistogramVec,
-    batch_tokens: HistogramVec,
-    queue_delay: HistogramVec,
-    execute: HistogramVec,
-    request_time: HistogramVec,
-    tokenize: HistogramVec,
-    waiting_rows: IntGaugeVec,
-    isolated_batches: IntCounterVec,
-    /// Requests that named no model that is here.
-    unrouted: IntCounterVec,
-    /// Copies of requests, by what became of them.
-    mirrored: IntCounterVec,
-    agreement: GaugeVec,
-    generation: GenerationFamilies,
-    callers: CallerFamilies,
-    operators: OperatorFamilies,
-    cache: CacheFamilies,
-    device: DeviceFamilies,
-    cascade: CascadeFamilies,
-    explain: ExplainFamilies,
-    jobs: JobsMetrics,
-    traces: TraceMetrics,
-    request_log: RequestLogMetrics,
-    drift: DriftFamilies,
-    work: WorkFamilies,
-    usage: Arc<UsageFamilies>,
+    series: Arc<Series>,
 }
 
 /// Names for why a batch left; the values of the label `reason`.
@@ -183,6 +151,8 @@ pub struct ModelMetrics {
     pub work: WorkMetrics,
     /// Who used it for how much.
     pub usage: Arc<ModelUsage>,
+    /// All these are there for as long as somebody counts.
+    _lease: Arc<Lease>,
 }
 
 impl ModelMetrics {
@@ -212,8 +182,9 @@ impl Metrics {
     /// Never: the names are constants, checked by a test.
     pub fn with(config: &MetricsConfig) -> Self {
         let registry = Registry::new();
+        let registrar = Registrar::new(&registry);
         let families =
-            Families::register(&registry, config).expect("constant, distinct metric names");
+            Families::register(&registrar, config).expect("constant, distinct metric names");
         #[cfg(target_os = "linux")]
         registry
             .register(Box::new(
@@ -224,6 +195,7 @@ impl Metrics {
             config: config.clone(),
             registry,
             families: Arc::new(families),
+            series: registrar.finish(),
         }
     }
 
@@ -232,11 +204,13 @@ impl Metrics {
         &self.config
     }
 
-    /// The handles of one model version.
+    /// The handles of one model version. Its gauges, here and in its further handles, go when the last of
+    /// these has gone.
     pub fn model(&self, model: &str, version: &str) -> ModelMetrics {
         let families = &self.families;
         let labels = &[model, version];
         ModelMetrics {
+            _lease: Arc::new(self.series.hold(model, version)),
             requests: Outcome::ALL.map(|outcome| {
                 families
                     .requests
@@ -301,9 +275,19 @@ impl Metrics {
         self.families.cache.model(model, version)
     }
 
-    /// How many instances of a model version run on a device.
-    pub fn instances(&self, model: &str, version: &str, device: &str) -> IntGauge {
-        self.families.device.instances(model, version, device)
+    /// Counts the instances of a model version's copy on a device.
+    pub fn count_instances(&self, model: &str, version: &str, on: (&str, usize)) -> InstanceCount {
+        self.families.device.count(model, version, on)
+    }
+
+    /// Tells what a loaded version takes of the memory.
+    pub fn set_memory(&self, model: &str, version: &str, memory: ModelMemory) {
+        self.families.memory.set(model, version, memory);
+    }
+
+    /// The handles of what the machine does.
+    pub fn machine(&self) -> MachineMetrics {
+        self.families.machine.metrics()
     }
 
     /// The handles of a model version that hands on to the model `to` what it is not sure of.
@@ -328,7 +312,8 @@ impl Metrics {
 
     /// The further handles of a model version whose answers are compared with a baseline.
     pub fn drift(&self, model: &str, version: &str) -> DriftMetrics {
-        self.families.drift.model(model, version)
+        let lease = self.series.hold(model, version);
+        self.families.drift.model(model, version, lease)
     }
 
     /// The handles of the traces.
@@ -357,111 +342,6 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl Families {
-    fn register(registry: &Registry, config: &MetricsConfig) -> prometheus::Result<Self> {
-        let model = &["model", "version"];
-        let counter = |name: &str, help: &str, labels: &[&str]| {
-            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(family.clone()))?;
-            Ok::<_, prometheus::Error>(family)
-        };
-        let histogram = |name: &str, help: &str, buckets: Vec<f64>| {
-            let family = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), model)?;
-            registry.register(Box::new(family.clone()))?;
-            Ok::<_, prometheus::Error>(family)
-        };
-        // 100 µs to 52 s, doubling: from a GPU's short batch to a CPU's full one.
-        let seconds = || exponential_buckets(1e-4, 2.0, 20);
-        let waiting_rows = IntGaugeVec::new(
-            Opts::new("ferry_waiting_rows", "Rows waiting to board a batch."),
-            model,
-        )?;
-        registry.register(Box::new(waiting_rows.clone()))?;
-        let agreement = GaugeVec::new(
-            Opts::new(
-                "ferry_candidate_agreement",
-                "How far a candidate version's answers agree with the stable version's, 0 to 1.",
-            ),
-            &["model", "stable", "candidate"],
-        )?;
-        registry.register(Box::new(agreement.clone()))?;
-        Ok(Self {
-            mirrored: counter(
-                "ferry_mirrored_requests_total",
-                "Copies of requests for a candidate version's trial, by what became of them.",
-                &["model", "stable", "candidate", "result"],
-            )?,
-            agreement,
-            requests: counter(
-                "ferry_requests_total",
-                "Requests, by how they ended.",
-                &["model", "version", "outcome"],
-            )?,
-            rows: counter("ferry_rows_total", "Rows executed.", model)?,
-            tokens: counter(
-                "ferry_tokens_total",
-                "Tokens executed, special tokens included.",
-                model,
-            )?,
-            batches: counter(
-                "ferry_batches_total",
-                "Batches, by why they left.",
-                &["model", "version", "reason"],
-            )?,
-            batch_rows: histogram(
-                "ferry_batch_rows",
-                "Rows of a batch.",
-                exponential_buckets(1.0, 2.0, 11)?,
-            )?,
-            batch_tokens: histogram(
-                "ferry_batch_tokens",
-                "Tokens of a batch.",
-                exponential_buckets(8.0, 2.0, 13)?,
-            )?,
-            queue_delay: histogram(
-                "ferry_queue_delay_seconds",
-                "Time a row waited to board a batch.",
-                seconds()?,
-            )?,
-            execute: histogram("ferry_execute_seconds", "Time a batch ran.", seconds()?)?,
-            request_time: histogram(
-                "ferry_request_seconds",
-                "Time from a request's arrival to its answer.",
-                seconds()?,
-            )?,
-            tokenize: histogram(
-                "ferry_tokenize_seconds",
-                "Time a request's texts took to be tokenized, waiting included.",
-                exponential_buckets(1e-5, 2.0, 20)?,
-            )?,
-            waiting_rows,
-            isolated_batches: counter(
-                "ferry_isolated_batches_total",
-                "Batches that failed and were run again row by row.",
-                model,
-            )?,
-            unrouted: counter(
-                "ferry_unrouted_requests_total",
-                "Requests that ended before they found a model, by how.",
-                &["outcome"],
-            )?,
-            generation: GenerationFamilies::register(registry)?,
-            callers: CallerFamilies::register(registry)?,
-            operators: OperatorFamilies::register(registry)?,
-            cache: CacheFamilies::register(registry)?,
-            device: DeviceFamilies::register(registry)?,
-            cascade: CascadeFamilies::register(registry)?,
-            explain: ExplainFamilies::register(registry)?,
-            jobs: JobsMetrics::register(registry)?,
-            traces: TraceMetrics::register(registry)?,
-            request_log: RequestLogMetrics::register(registry)?,
-            drift: DriftFamilies::register(registry)?,
-            work: WorkFamilies::register(registry)?,
-            usage: Arc::new(UsageFamilies::register(registry, config)?),
-        })
     }
 }
 

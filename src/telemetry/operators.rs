@@ -1,6 +1,8 @@
 //! The Prometheus metrics of what operators do, and of those who are refused.
 
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, Opts};
+
+use super::series::Registrar;
 
 #[derive(Debug)]
 pub(super) struct OperatorFamilies {
@@ -29,7 +31,7 @@ impl OperatorMetrics {
 }
 
 impl OperatorFamilies {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn register(registry: &Registrar) -> prometheus::Result<Self> {
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let family = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(family.clone()))?;

@@ -1,6 +1,8 @@
 //! What became of the spans, and of the lines of the request log.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
+
+use super::series::Registrar;
 
 /// The metrics of traces: a record is a request or a batch.
 #[derive(Debug, Clone)]
@@ -14,7 +16,7 @@ pub struct TraceMetrics {
 }
 
 impl TraceMetrics {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn register(registry: &Registrar) -> prometheus::Result<Self> {
         let records = IntCounterVec::new(
             Opts::new(
                 "ferry_trace_records_total",
@@ -45,7 +47,7 @@ pub struct RequestLogMetrics {
 }
 
 impl RequestLogMetrics {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn register(registry: &Registrar) -> prometheus::Result<Self> {
         let lines = IntCounterVec::new(
             Opts::new(
                 "ferry_request_log_lines_total",

@@ -9,7 +9,9 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, Opts};
+
+use super::series::Registrar;
 
 use crate::config::MetricsConfig;
 
@@ -41,7 +43,7 @@ pub(super) struct UsageFamilies {
 
 impl UsageFamilies {
     pub(super) fn register(
-        registry: &Registry,
+        registry: &Registrar,
         config: &MetricsConfig,
     ) -> prometheus::Result<Self> {
         let family = |name: &str, help: &str| {

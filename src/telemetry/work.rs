@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
-    exponential_buckets, linear_buckets,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, exponential_buckets,
+    linear_buckets,
 };
+
+use super::series::Registrar;
 
 #[derive(Debug)]
 pub(super) struct WorkFamilies {
@@ -35,7 +37,7 @@ pub struct WorkMetrics {
 }
 
 impl WorkFamilies {
-    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+    pub(super) fn register(registry: &Registrar) -> prometheus::Result<Self> {
         let model = &["model", "version"];
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let family = IntCounterVec::new(Opts::new(name, help), labels)?;

@@ -12,7 +12,9 @@ use tokenizers::{
     },
 };
 
-use super::{GgufVocabulary, VocabularyError, word_piece::word_pieces};
+use super::{
+    GgufVocabulary, VocabularyError, tokenizer_json::read_tokenizer, word_piece::word_pieces,
+};
 use crate::config::Truncation;
 
 /// What one row of a request holds.
@@ -60,8 +62,22 @@ pub struct EncodedRow {
     pub offsets: Vec<(u32, u32)>,
     /// Which word each token belongs to; `None` for special tokens. Empty unless asked for.
     pub words: Vec<Option<u32>>,
+    /// Whether each token is of a pair's second text. Empty unless offsets are asked for.
+    pub second: Vec<bool>,
     /// Whether the input was cut.
     pub truncated: bool,
+}
+
+impl EncodedRow {
+    /// Whether a token is of a word, not a special one; only where offsets were asked for.
+    pub fn is_word(&self, token: usize) -> bool {
+        self.words.get(token).is_some_and(Option::is_some)
+    }
+
+    /// Whether a token is of a pair's second text; only where offsets were asked for.
+    pub fn is_second(&self, token: usize) -> bool {
+        self.second.get(token).copied().unwrap_or(false)
+    }
 }
 
 /// Why a tokenizer can't be loaded.
@@ -147,7 +163,8 @@ impl TextEncoder {
     /// [`TokenizerError`] when the file is missing or isn't a tokenizer.
     pub fn load(dir: &Path, limits: EncoderLimits) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
-        let tokenizer = Tokenizer::from_file(&path);
+        let json = std::fs::read(&path).map_err(|error| error.to_string());
+        let tokenizer = json.and_then(|json| read_tokenizer(&json));
         Self::new(tokenizer, limits).map_err(|reason| TokenizerError { path, reason })
     }
 
@@ -160,7 +177,7 @@ impl TextEncoder {
         path: &Path,
         limits: EncoderLimits,
     ) -> Result<Self, TokenizerError> {
-        let tokenizer = Tokenizer::from_bytes(json.as_bytes());
+        let tokenizer = read_tokenizer(json.as_bytes());
         Self::new(tokenizer, limits).map_err(|reason| TokenizerError {
             path: path.to_owned(),
             reason,
@@ -182,11 +199,8 @@ impl TextEncoder {
         Self::new(Ok(tokenizer), limits).map_err(VocabularyError::Failed)
     }
 
-    fn new(
-        tokenizer: tokenizers::Result<Tokenizer>,
-        limits: EncoderLimits,
-    ) -> Result<Self, String> {
-        let mut tokenizer = tokenizer.map_err(|error| error.to_string())?;
+    fn new(tokenizer: Result<Tokenizer, String>, limits: EncoderLimits) -> Result<Self, String> {
+        let mut tokenizer = tokenizer?;
         // Ours to decide per request; what the file says would cut or pad a second time.
         tokenizer
             .with_truncation(None)
@@ -216,6 +230,24 @@ impl TextEncoder {
             return 0;
         };
         ids.iter().filter(|&&id| id == unknown).count() as u32
+    }
+
+    /// The token that says nothing: the padding, or else the mask.
+    pub fn blank(&self) -> Option<u32> {
+        ["[PAD]", "<pad>", "[MASK]", "<mask>"]
+            .iter()
+            .find_map(|token| self.tokenizer.token_to_id(token))
+            .filter(|&id| (id as usize) < self.vocabulary)
+    }
+
+    /// The token that a text is, where it is just one.
+    pub fn single_token(&self, text: &str) -> Option<u32> {
+        let named = self.tokenizer.token_to_id(text);
+        let id = named.or_else(|| match *self.tokenize(text, false).ok()?.get_ids() {
+            [id] => Some(id),
+            _ => None,
+        });
+        id.filter(|&id| (id as usize) < self.vocabulary)
     }
 
     /// The text of a token id, if there is one.
@@ -339,6 +371,7 @@ impl TextEncoder {
             type_ids: vec![0; kept.len()],
             offsets: Vec::new(),
             words: Vec::new(),
+            second: Vec::new(),
             truncated,
         })
     }
@@ -357,6 +390,12 @@ impl TextEncoder {
                 .collect(),
             words: if offsets {
                 encoding.get_word_ids().to_vec()
+            } else {
+                Vec::new()
+            },
+            second: if offsets {
+                let sequences = encoding.get_sequence_ids().into_iter();
+                sequences.map(|sequence| sequence == Some(1)).collect()
             } else {
                 Vec::new()
             },

@@ -8,6 +8,7 @@ use tokenizers::Tokenizer;
 use super::{
     ChatTemplate, TokenizerError,
     token_table::TokenTable,
+    tokenizer_json::read_tokenizer,
     vocabulary::{Spelling, TokenKind, byte_of},
 };
 
@@ -35,8 +36,7 @@ pub(super) fn read(dir: &Path) -> Result<FolderText, TokenizerError> {
     };
     let json = read_text(&path, MAX_TOKENIZER_BYTES)?;
     let json = json.ok_or_else(|| failed("no such file".into()))?;
-    let mut tokenizer =
-        Tokenizer::from_bytes(json.as_bytes()).map_err(|error| failed(error.to_string()))?;
+    let mut tokenizer = read_tokenizer(json.as_bytes()).map_err(failed)?;
     drop(json);
     tokenizer
         .with_truncation(None)

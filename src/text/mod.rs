@@ -17,6 +17,7 @@ mod python_json;
 mod sentence_piece;
 mod stop_tokens;
 mod token_table;
+mod tokenizer_json;
 mod vocabulary;
 mod word_piece;
 

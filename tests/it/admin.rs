@@ -12,10 +12,7 @@ use ferry::{
         ferry::v1::{self as pb, admin_client::AdminClient, progress::Step},
         inference::{RepositoryModelLoadRequest, RepositoryModelUnloadRequest},
     },
-    config::{
-        ServerConfig,
-        admin::{RepositoryRpcs, Secret},
-    },
+    config::{Secret, ServerConfig, admin::RepositoryRpcs},
     server::Server,
 };
 use serde_json::Value;

@@ -30,6 +30,50 @@ fn the_printed_configuration_is_a_configuration() {
 }
 
 #[test]
+fn the_printed_configuration_has_no_secrets() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = "[admin]\ntoken = \"secret-0123456789\"\n[request_log]\nhash_key = \"secret-1\"\n\
+                [traces]\nendpoint = \"http://me:secret-2@collector:4317\"\n\
+                [traces.headers]\nauthorization = \"secret-3\"\n";
+    std::fs::write(file.path(), text).unwrap();
+    let path = file.path().to_str().unwrap();
+    let shown = printed(&ferry(&["serve", "--config", path, "--print-config"]));
+    assert!(!shown.contains("secret-"), "{shown}");
+    assert_eq!(shown.matches("(hidden)").count(), 4, "{shown}");
+    // What is printed is not taken for the secrets themselves.
+    std::fs::write(file.path(), shown).unwrap();
+    let again = ferry(&["serve", "--config", path, "--print-config"]);
+    assert!(!again.status.success());
+}
+
+#[test]
+fn a_command_whose_output_nobody_reads_ends_quietly() {
+    for arguments in [
+        &["key", "--tenant", "a"][..],
+        &["serve", "--print-config"],
+        &["inspect", "tests/fixtures/tiny-bert-embed"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_ferry"))
+            .args(arguments)
+            .current_dir(root())
+            .stdout(writer)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        let said = refused(&output);
+        assert_eq!(output.status.code(), Some(141), "{arguments:?}: {said}");
+        assert!(
+            !said.contains("panicked") && !said.contains("pipe"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn a_wrong_configuration_stops_the_start_with_its_line() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "[grpc]\nport = 8001\nhots = \"::\"\n").unwrap();

@@ -1,26 +1,22 @@
 //! Devices: what configuration asks for, memory that runs out, and devices that are lost.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
-    },
-    time::Instant,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
 };
 
 use ferry::{
-    batching::{BatchPolicy, Priority},
     config::{DeviceChoice, ServerConfig},
-    engine::{Changed, Departure, Engine, EngineOptions, Forward, Recovery, RowWork, Supervision},
+    engine::{Forward, Recovery},
     error::RequestError,
-    models::{ForwardError, PackedBatch, RowOutput},
+    models::ForwardError,
     server::Server,
-    telemetry::{Metrics, ModelMetrics, ModelStatistics},
 };
 use tokio::sync::watch;
 
 use super::{
     cli::{ferry, refused},
+    echo::{Bench, echo},
     support::{Running, models_of, write_manifest},
 };
 
@@ -34,14 +30,6 @@ const HUGE: u32 = 701;
 
 fn device_error(text: &'static str) -> ForwardError {
     ForwardError::Device(candle_core::Error::Cuda(text.into()))
-}
-
-/// Each row's embedding is its first token.
-fn echo(batch: &PackedBatch) -> Vec<RowOutput> {
-    let starts = batch.cu_seqlens();
-    (0..batch.rows())
-        .map(|row| RowOutput::Embedding(vec![batch.tokens()[starts[row] as usize] as f32]))
-        .collect()
 }
 
 /// A device that has memory for so many rows, and that is lost for good when it meets [`KILLS`].
@@ -59,71 +47,6 @@ fn device_of(rows: usize) -> Forward {
         }
         Ok(echo(batch))
     })
-}
-
-struct Bench {
-    engine: Engine,
-    metrics: ModelMetrics,
-    changes: watch::Receiver<usize>,
-}
-
-impl Bench {
-    fn over(forwards: Vec<Forward>, recovery: Recovery<Forward>) -> Self {
-        let metrics = Metrics::new().model("echo", "1");
-        let (changed, changes) = watch::channel(0);
-        let options = EngineOptions {
-            name: "echo".to_owned(),
-            metrics: metrics.clone(),
-            statistics: Arc::new(ModelStatistics::new(64)),
-            policy: BatchPolicy::default(),
-            instances: forwards.len(),
-        };
-        let supervision = Supervision {
-            recovery,
-            changed: Changed::new(move || changed.send_modify(|count| *count += 1)),
-        };
-        let engine = Engine::start_over(options, forwards, &supervision).unwrap();
-        Self {
-            engine,
-            metrics,
-            changes,
-        }
-    }
-
-    /// Waits until instances were lost or came back so often.
-    async fn changed(&mut self, times: usize) {
-        self.changes
-            .wait_for(|&count| count >= times)
-            .await
-            .unwrap();
-    }
-
-    fn submit(&self, tokens: &[u32]) -> Result<ferry::engine::Answers, RequestError> {
-        let rows = tokens.iter().map(|&token| RowWork {
-            ids: vec![token],
-            type_ids: vec![0],
-        });
-        let departure = Departure {
-            deadline: None,
-            priority: Priority::NORMAL,
-            tenant: Arc::from(""),
-            trace: None,
-        };
-        let rows = rows.enumerate().collect();
-        self.engine.submit(rows, &departure, Instant::now())
-    }
-
-    async fn ask(&self, tokens: &[u32]) -> Vec<Result<f32, RequestError>> {
-        let mut answers = self.submit(tokens).unwrap();
-        let mut found = vec![None; tokens.len()];
-        while let Some((row, answer)) = answers.next().await {
-            found[row] = Some(answer.map(|answer| match answer.output {
-                RowOutput::Embedding(values) => values[0],
-                other => panic!("{other:?}"),
-            }));
-        }
-        found.into_iter().map(Option::unwrap).collect()
-    }
 }
 
 #[tokio::test]

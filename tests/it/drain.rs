@@ -1,8 +1,6 @@
 //! SIGTERM under load, on the real binary: every accepted request is answered, and the exit is 0.
 
 use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,7 +14,10 @@ use ferry::api::proto::ferry::v1::{
 };
 use tonic::{Code, transport::Channel};
 
-use super::support::models_of;
+use super::{
+    process::{start, terminate},
+    support::models_of,
+};
 
 fn embed(rows: usize) -> EmbedRequest {
     EmbedRequest {
@@ -27,44 +28,6 @@ fn embed(rows: usize) -> EmbedRequest {
         texts: vec!["the ferry waits for nobody ".repeat(6); rows],
         ..EmbedRequest::default()
     }
-}
-
-/// Starts the binary, with more arguments, and waits until it serves; returns its gRPC address and a
-/// thread that collects the rest of its log.
-pub fn start(models: &str, more: &[&str]) -> (Child, String, std::thread::JoinHandle<String>) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ferry"))
-        .args(["serve", "--models", models, "--host", "127.0.0.1"])
-        .args(["--grpc-port", "0", "--http-port", "0", "--admin-port", "0"])
-        .args(more)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let serving = lines
-        .by_ref()
-        .map(Result::unwrap)
-        .find(|line| line.contains(" serving "))
-        .expect("the server never served");
-    let address = serving.split("grpc=").nth(1).unwrap();
-    let address = address.split(' ').next().unwrap().to_owned();
-    let rest =
-        std::thread::spawn(move || lines.map_while(Result::ok).collect::<Vec<_>>().join("\n"));
-    (child, address, rest)
-}
-
-pub async fn terminate(
-    child: Child,
-    log: std::thread::JoinHandle<String>,
-) -> (Option<i32>, String) {
-    let pid = child.id().to_string();
-    Command::new("kill").args(["-TERM", &pid]).status().unwrap();
-    let waiting = tokio::task::spawn_blocking(move || {
-        let mut child = child;
-        child.wait().unwrap().code()
-    });
-    let code = waiting.await.unwrap();
-    (code, log.join().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -182,6 +182,103 @@ async fn scores_and_similarities_are_explained_too() {
 }
 
 #[tokio::test]
+async fn integrated_gradients_sum_to_what_the_words_do_and_point_into_the_text() {
+    let running = Running::with(&[CLASSIFY]).await;
+    let with_points = |points| {
+        let mut request = class(TEXT, ExplainMethod::IntegratedGradients);
+        request.samples = points;
+        request.output = ExplainOutput::Logit.into();
+        request
+    };
+    let found = explain(&running, with_points(600)).await.unwrap();
+    let words: Vec<_> = found.words.iter().map(|word| &*word.text).collect();
+    assert_eq!(
+        words,
+        ["Zoë", "took", "the", "ferry,", "and", "loved", "it!"]
+    );
+    assert_eq!(found.method(), ExplainMethod::IntegratedGradients);
+    assert!(!found.exact && found.rows == 603, "{found:?}");
+    let off = (found.base_value + sum(&found) - found.value).abs();
+    assert!((found.additivity_error - off).abs() < 1e-12);
+    assert!(off < 0.05, "{found:?}");
+    // Fewer points, and it says by how much it is off.
+    let coarse = explain(&running, with_points(2)).await.unwrap();
+    assert!(coarse.additivity_error > found.additivity_error);
+    let mut request = with_points(8);
+    request.output = ExplainOutput::Probability.into();
+    let found = explain(&running, request.clone()).await.unwrap();
+    let whole = probabilities(&running, TEXT).await;
+    assert!((whole[&found.label] - found.value).abs() < 1e-5);
+    // Another baseline, another share.
+    request.replacement = "[MASK]".to_owned();
+    let masked = explain(&running, request).await.unwrap();
+    assert_ne!(masked.words, found.words);
+    let (_, page) = running.http("/metrics").await;
+    assert!(
+        page.contains("ferry_explain_rows_total{method=\"integrated_gradients\""),
+        "{page}"
+    );
+}
+
+#[tokio::test]
+async fn integrated_gradients_explain_scores_and_similarities_of_f32_models_alone() {
+    let names = ["tiny-bert-rerank", "tiny-bert-embed", CLASSIFY];
+    let models = models_of(&names);
+    let f32 = "task = \"embed\"\ncompute = \"f32\"";
+    write_manifest(models.path(), "tiny-bert-embed", f32);
+    let quantized = "task = \"classify\"\nquantize = \"q8_0\"";
+    write_manifest(models.path(), CLASSIFY, quantized);
+    let running = Running::serving(models, |_| {}).await;
+    let document = "Open the settings.";
+    let score = |query| ExplainRequest {
+        options: options("tiny-bert-rerank"),
+        explained: Some(Explained::Rerank(ExplainScore {
+            query: "reset password".to_owned(),
+            document: document.to_owned(),
+            explain_query: query,
+        })),
+        method: ExplainMethod::IntegratedGradients.into(),
+        samples: 300,
+        ..ExplainRequest::default()
+    };
+    let found = explain(&running, score(true)).await.unwrap();
+    let fields: Vec<_> = found.words.iter().map(WordShare::field).collect();
+    let (query, text) = (TextField::Query, TextField::Text);
+    assert_eq!(fields, [query, query, text, text, text]);
+    assert!(found.additivity_error < 0.05, "{found:?}");
+    // The query alone is the baseline then, and it stays.
+    let alone = explain(&running, score(false)).await.unwrap();
+    assert_eq!(alone.words.len(), 3);
+    assert!((alone.value - found.value).abs() < 1e-9 && alone.base_value != found.base_value);
+
+    let mut similarity = ExplainRequest {
+        options: options("tiny-bert-embed"),
+        explained: Some(Explained::Similarity(ExplainSimilarity {
+            text: "a small boat".to_owned(),
+            reference: "the big ferry".to_owned(),
+        })),
+        method: ExplainMethod::IntegratedGradients.into(),
+        samples: 200,
+        ..ExplainRequest::default()
+    };
+    let found = explain(&running, similarity.clone()).await.unwrap();
+    assert!(found.words.len() == 3 && found.additivity_error < 0.05);
+    similarity.method = ExplainMethod::KernelShap.into();
+    similarity.samples = 0;
+    let shap = explain(&running, similarity).await.unwrap();
+    assert!((found.value - shap.value).abs() < 1e-5);
+
+    let refused = class(TEXT, ExplainMethod::IntegratedGradients);
+    let error = explain(&running, refused).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument);
+    assert!(error.message().contains("are quantized"), "{error:?}");
+    let mut several = score(true);
+    several.replacement = "two tokens".to_owned();
+    let error = explain(&running, several).await.unwrap_err();
+    assert!(error.message().contains("one token of"), "{error:?}");
+}
+
+#[tokio::test]
 async fn what_can_not_be_explained_is_said() {
     let running = Running::with(&[CLASSIFY]).await;
     let change = |change: &dyn Fn(&mut ExplainRequest)| {

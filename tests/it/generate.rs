@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use ferry::api::proto::ferry::v1::{
     ChatMessage, ChatRequest, Choices, Finish, FinishReason, GenerateRequest, GenerateResponse,
-    GenerationOptions, Sampling, TokenIds, TokenizeRequest, generate_request::Prompt,
-    generation_options::Constraint,
+    GenerationOptions, LowConfidence, LowConfidenceAction, Sampling, TokenIds, TokenizeRequest,
+    generate_request::Prompt, generation_options::Constraint,
 };
 use prost::Message as _;
 use tonic::{Code, Status, Streaming};
 
-use super::support::{Running, add_version, fixture, write_manifest};
+use super::support::{Running, add_version, fixture, metric, settle, write_manifest};
 
 /// A server over the tiny Llama, with these lines in its manifest's `[generate]`.
 pub async fn serve(settings: &str) -> Running {
@@ -569,29 +569,114 @@ async fn mangled_requests_are_the_callers_fault_and_leave_the_server_well() {
     );
 }
 
-/// The sum of a counter's or gauge's samples; labels may be given as the page writes them.
-pub async fn metric(running: &Running, name: &str) -> u64 {
-    let (base, label) = match name.split_once('{') {
-        Some((base, label)) => (base, label.trim_end_matches('}')),
-        None => (name, ""),
-    };
-    let (_, page) = running.http("/metrics").await;
-    page.lines()
-        .filter(|line| line.starts_with(&format!("{base}{{")) && line.contains(label))
-        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
-        .sum()
+/// Two names for one model, the first of which hands on what it is not sure of.
+async fn cascading(small: &str) -> Running {
+    let models = tempfile::tempdir().unwrap();
+    for name in ["small", "large"] {
+        add_version(models.path(), name, 1, &fixture("decoders/llama"));
+        let cascade = if name == "small" { small } else { "" };
+        let manifest = format!("task = \"generate\"\n{cascade}");
+        write_manifest(models.path(), name, &manifest);
+    }
+    Running::serving(models, |_| {}).await
 }
 
-/// Waits until a metric has this value; fails after 20 s.
-async fn settle(running: &Running, name: &str, value: u64) {
-    for _ in 0..2000 {
-        if metric(running, name).await == value {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+fn asked_of(model: &str, options: GenerationOptions) -> GenerateRequest {
+    GenerateRequest {
+        model: model.to_owned(),
+        ..text("The ferry", options)
     }
-    panic!(
-        "{name} never became {value}: {}",
-        metric(running, name).await
-    );
+}
+
+fn when_low(action: LowConfidenceAction, model: &str) -> GenerationOptions {
+    GenerationOptions {
+        min_confidence: 1.0,
+        whole: true,
+        n: 2,
+        on_low_confidence: Some(LowConfidence {
+            action: action.into(),
+            fallback_model: model.to_owned(),
+            ..LowConfidence::default()
+        }),
+        ..greedy(6)
+    }
+}
+
+#[tokio::test]
+async fn a_generation_below_the_confidence_is_flagged_taken_back_or_handed_on() {
+    let running = cascading("").await;
+    let flag = when_low(LowConfidenceAction::Flag, "");
+    let own = run(&running, asked_of("small", flag)).await.unwrap();
+    assert_eq!(own.len(), 2);
+    for one in &own {
+        let finish = one.finish.as_ref().unwrap();
+        assert!(finish.low_confidence && !finish.abstained && finish.escalation.is_none());
+        assert_eq!((one.messages, one.ids.len()), (1, 6));
+    }
+
+    let abstain = when_low(LowConfidenceAction::Abstain, "");
+    for one in run(&running, asked_of("small", abstain)).await.unwrap() {
+        let finish = one.finish.unwrap();
+        assert!(finish.abstained && finish.low_confidence && finish.confidence > 0.0);
+        assert_eq!((one.text.as_str(), one.ids.len()), ("", 0));
+    }
+
+    let fall_back = when_low(LowConfidenceAction::FallBack, "large");
+    for (at, one) in run(&running, asked_of("small", fall_back))
+        .await
+        .unwrap()
+        .iter()
+        .enumerate()
+    {
+        let escalation = one.finish.as_ref().unwrap().escalation.as_ref().unwrap();
+        assert_eq!(escalation.answered_by.as_ref().unwrap().name, "large");
+        assert_eq!(escalation.escalated_from[0].name, "small");
+        assert!(!escalation.failed);
+        // It is the same model under another name.
+        assert_eq!(one.ids, own[at].ids);
+    }
+    let escalated = "ferry_cascade_rows_total{model=\"small\",result=\"escalated\",to=\"large\",\
+                     version=\"1\"}";
+    assert_eq!(metric(&running, escalated).await, 2);
+
+    // What it is sure enough of stays.
+    let mut sure = when_low(LowConfidenceAction::FallBack, "large");
+    sure.min_confidence = 1e-6;
+    for one in run(&running, asked_of("small", sure)).await.unwrap() {
+        assert!(one.finish.unwrap().escalation.is_none());
+    }
+}
+
+#[tokio::test]
+async fn what_is_streamed_is_flagged_at_its_end_and_can_not_fall_back() {
+    let running = cascading("[cascade]\nmodel = \"large\"\nbelow = 1.0\n").await;
+    for action in [LowConfidenceAction::Abstain, LowConfidenceAction::FallBack] {
+        let mut streamed = when_low(action, "");
+        streamed.whole = false;
+        let error = run(&running, asked_of("small", streamed))
+            .await
+            .unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument);
+        assert!(error.message().contains("options.whole"), "{error:?}");
+    }
+    let mut ids = continuing(&[1, 2], when_low(LowConfidenceAction::FallBack, "large"));
+    ids.model = "small".to_owned();
+    let error = run(&running, ids).await.unwrap_err();
+    assert!(error.message().contains("other tokens"), "{error:?}");
+
+    let streamed = GenerationOptions {
+        min_confidence: 1.0,
+        ..greedy(4)
+    };
+    let one = run_one(&running, asked_of("small", streamed.clone())).await;
+    let finish = one.finish.unwrap();
+    assert!(one.messages > 1 && finish.low_confidence && finish.escalation.is_none());
+    // Whole, the manifest's cascade holds.
+    let whole = GenerationOptions {
+        whole: true,
+        ..streamed
+    };
+    let one = run_one(&running, asked_of("small", whole)).await;
+    let escalation = one.finish.unwrap().escalation.unwrap();
+    assert_eq!(escalation.answered_by.unwrap().name, "large");
 }

@@ -20,8 +20,8 @@ use tempfile::TempDir;
 use tonic::{Code, Status, transport::Channel};
 
 use super::{
-    drain::{start, terminate},
     openai::{Answer, post, send},
+    process::{start, terminate},
     support::{Running, add_version, cosine, fixture, models_of, write_manifest},
 };
 

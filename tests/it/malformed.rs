@@ -1,6 +1,9 @@
 //! A thousand malformed requests: each is answered with the caller's fault, and the server is well
 //! after.
 
+#[path = "../../fuzz/targets/raw_codec.rs"]
+mod raw_codec;
+
 use std::collections::BTreeMap;
 
 use ferry::api::proto::{
@@ -9,54 +12,10 @@ use ferry::api::proto::{
 };
 use http::uri::PathAndQuery;
 use prost::Message;
-use tonic::{
-    Code, Request, Status,
-    client::Grpc,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    transport::Channel,
-};
+use tonic::{Code, Request, Status, client::Grpc, transport::Channel};
 
+use self::raw_codec::RawCodec;
 use super::support::Running;
-
-/// Sends bytes as they are.
-#[derive(Debug, Default)]
-struct RawCodec;
-
-impl Codec for RawCodec {
-    type Encode = Vec<u8>;
-    type Decode = usize;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for RawCodec {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        bytes::BufMut::put_slice(buffer, &item);
-        Ok(())
-    }
-}
-
-impl Decoder for RawCodec {
-    type Item = usize;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<usize>, Status> {
-        let length = bytes::Buf::remaining(buffer);
-        bytes::Buf::advance(buffer, length);
-        Ok(Some(length))
-    }
-}
 
 /// xorshift64*, so that a failure can be run again.
 struct Dice(u64);

@@ -118,6 +118,41 @@ async fn the_metrics_page_has_ferrys_names_tritons_and_the_gateways() {
     assert_eq!(types.len(), all);
 }
 
+#[tokio::test]
+async fn a_version_that_has_gone_has_no_gauges() {
+    let running = Running::with(&["tiny-bert-embed", "tiny-bert-classify"]).await;
+    running.typed().embed(embed(&["a"])).await.unwrap();
+    let page = || String::from_utf8(running.server.metrics().render()).unwrap();
+    let told = |page: &str, family: &str, model: &str| {
+        let mut lines = page.lines();
+        lines.any(|line| line.starts_with(family) && line.contains(&format!("model=\"{model}\"")))
+    };
+    let gauges = [
+        "ferry_instances{",
+        "ferry_model_memory_bytes{",
+        "ferry_waiting_rows{",
+    ];
+    for gauge in gauges {
+        assert!(told(&page(), gauge, "tiny-bert-embed"), "{gauge}");
+    }
+    running
+        .server
+        .repository()
+        .unload("tiny-bert-embed", None)
+        .unwrap();
+    while gauges
+        .iter()
+        .any(|gauge| told(&page(), gauge, "tiny-bert-embed"))
+    {
+        tokio::task::yield_now().await;
+    }
+    let page = page();
+    assert!(told(&page, "ferry_rows_total{", "tiny-bert-embed"));
+    for gauge in gauges {
+        assert!(told(&page, gauge, "tiny-bert-classify"), "{gauge}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_log_is_run_again_and_its_answers_agree() {
     let folder = tempfile::tempdir().unwrap();

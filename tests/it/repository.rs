@@ -78,6 +78,42 @@ async fn a_model_that_does_not_load_says_why_and_the_others_serve() {
     assert_eq!(running.http("/health/ready").await.0, 200);
 }
 
+/// A normalizer of a library that takes it as it is and panics when it is used: its trie has one unit,
+/// and the first letter leads out of it.
+const PANICKING: &str = r#"{"type":"Precompiled","precompiled_charsmap":"BAAAAAAAAAA="}"#;
+
+#[tokio::test]
+async fn a_model_whose_files_make_a_library_panic_fails_alone() {
+    let models = models_of(&["tiny-bert-embed"]);
+    let folder = models.path().join("a-poisoned/1");
+    fs::create_dir_all(&folder).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(fixture("tiny-bert-embed").join(name), folder.join(name)).unwrap();
+    }
+    let tokenizer = fs::read(fixture("tiny-bert-embed").join("tokenizer.json")).unwrap();
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&tokenizer).unwrap();
+    tokenizer["normalizer"] = serde_json::from_str(PANICKING).unwrap();
+    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    write_manifest(models.path(), "a-poisoned", "task = \"embed\"\n");
+    // Has a text tokenized while it loads.
+    let canary = serde_json::json!({
+        "format": 1, "task": "embed", "recorded_by": "a test",
+        "tolerance": {"min_cosine": 0.5, "max_difference": 9.0, "min_equal_tokens": 0.5},
+        "entries": [{"input": {"text": "a"}, "output": {"embedding": vec![0.5; 32]}}],
+    });
+    fs::write(folder.join("canary.json"), canary.to_string()).unwrap();
+
+    let running = Running::serving(models, |_| {}).await;
+    let models = index(&running).await;
+    let poisoned = models.iter().find(|model| model.name == "a-poisoned");
+    let poisoned = poisoned.unwrap();
+    assert_eq!(poisoned.state, "UNAVAILABLE");
+    assert!(poisoned.reason.contains("panic"), "{}", poisoned.reason);
+    assert_eq!(running.http("/health/ready").await.0, 200);
+    let sound = models.iter().find(|model| model.name == "tiny-bert-embed");
+    assert_eq!(sound.unwrap().state, "READY");
+}
+
 #[tokio::test]
 async fn a_broken_new_version_leaves_the_old_one_serving() {
     use ferry::api::proto::inference::{ModelReadyRequest, RepositoryModelLoadRequest};

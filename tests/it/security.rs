@@ -17,13 +17,13 @@ use tonic::{
 use super::support::{Running, http_get, models_of};
 
 /// An authority of our own.
-struct Authority {
-    pem: String,
+pub struct Authority {
+    pub pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -35,7 +35,7 @@ impl Authority {
     }
 
     /// A certificate and its key, PEM.
-    fn issue(&self, name: &str) -> (String, String) {
+    pub fn issue(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -373,6 +373,42 @@ async fn an_encrypted_http_listener_does_not_answer_in_the_clear() {
     assert!(asked.await.is_err(), "an unencrypted request was answered");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_run_again_with_the_key_that_the_server_wants() {
+    let (keys, folder) = (keys_file(), tempfile::tempdir().unwrap());
+    let (path, log) = (keys.path().to_owned(), folder.path().join("requests.jsonl"));
+    let file = log.clone();
+    let running = Running::serving(models_of(&["tiny-bert-embed"]), |config| {
+        config.auth.keys_file = Some(path);
+        config.request_log.file = file;
+    })
+    .await;
+    running
+        .typed()
+        .embed(with_key(question(), "b"))
+        .await
+        .unwrap();
+    while std::fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 1 {
+        tokio::task::yield_now().await;
+    }
+    let url = format!("http://{}", running.server.grpc_address);
+    let replay = |key: &str| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_ferry"))
+            .args(["replay", log.to_str().unwrap(), "--url", &url])
+            .args(["--against", "tiny-bert-embed", "--closed", "1"])
+            .env("FERRY_API_KEY", key)
+            .output()
+            .unwrap()
+    };
+    let (with, without) = tokio::task::block_in_place(|| (replay("secret-b"), replay("")));
+    assert!(with.status.success(), "{with:?}");
+    let said = String::from_utf8(without.stderr).unwrap();
+    assert!(
+        !without.status.success() && said.contains("no API key"),
+        "{said}"
+    );
+}
+
 #[test]
 fn a_key_that_the_command_makes_is_the_one_that_its_line_lets_in() {
     let folder = tempfile::tempdir().unwrap();
@@ -390,6 +426,8 @@ fn a_key_that_the_command_makes_is_the_one_that_its_line_lets_in() {
                 tenant,
                 "--scopes",
                 "infer,jobs",
+                "--models",
+                "bge,minilm-*",
                 "--file",
             ])
             .arg(&file)
@@ -405,6 +443,8 @@ fn a_key_that_the_command_makes_is_the_one_that_its_line_lets_in() {
     for (key, line) in keys.iter().zip(&read.keys) {
         assert!(!text.contains(key), "the key itself is in the file");
         assert_eq!(line.hash, ApiKey::write_hash(key));
+        let models = ["bge", "minilm-*"].map(str::to_owned);
+        assert_eq!(line.models.as_deref(), Some(&models[..]));
     }
     assert_eq!(read.tenants[0].max_concurrent, Some(3));
     assert_eq!(read.tenants[1].name, "b");

@@ -119,3 +119,38 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt())
 }
+
+/// The sum of a counter's or gauge's samples; labels may be given as the page writes them.
+pub async fn metric(running: &Running, name: &str) -> u64 {
+    metric_at(running.server.http_address, name).await
+}
+
+/// As [`metric`], of a server at an address.
+pub async fn metric_at(http: std::net::SocketAddr, name: &str) -> u64 {
+    let (base, label) = match name.split_once('{') {
+        Some((base, label)) => (base, label.trim_end_matches('}')),
+        None => (name, ""),
+    };
+    let (_, page) = http_get(http, "/metrics").await;
+    page.lines()
+        .filter(|line| {
+            (line.starts_with(&format!("{base}{{")) || line.starts_with(&format!("{base} ")))
+                && line.contains(label)
+        })
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+        .sum()
+}
+
+/// Waits until a metric has this value; fails after 20 s.
+pub async fn settle(running: &Running, name: &str, value: u64) {
+    for _ in 0..2000 {
+        if metric(running, name).await == value {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!(
+        "{name} never became {value}: {}",
+        metric(running, name).await
+    );
+}

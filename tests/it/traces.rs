@@ -37,7 +37,7 @@ const CALLERS_TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
 /// What a receiver has got.
 #[derive(Debug, Clone, Default)]
-struct Received(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
+pub struct Received(pub Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
 
 #[tonic::async_trait]
 impl TraceService for Received {
@@ -82,7 +82,7 @@ impl Received {
     }
 
     /// All spans of a server, which goes down for it: that sends them.
-    async fn spans(&self, running: Running) -> Vec<Span> {
+    pub async fn spans(&self, running: Running) -> Vec<Span> {
         let Running { server, models, .. } = running;
         assert!(server.shut_down().await);
         drop(models);
@@ -113,7 +113,7 @@ fn hex(id: &[u8]) -> String {
     })
 }
 
-fn named<'a>(spans: &'a [Span], name: &str) -> &'a Span {
+pub fn named<'a>(spans: &'a [Span], name: &str) -> &'a Span {
     let found: Vec<_> = spans.iter().filter(|span| span.name == name).collect();
     assert_eq!(found.len(), 1, "{name} in {:?}", names(spans));
     found[0]
@@ -132,7 +132,7 @@ fn attribute(span: &Span, key: &str) -> Option<Value> {
     found.value.clone()?.value
 }
 
-fn texts(texts: &[&str]) -> EmbedRequest {
+pub fn texts(texts: &[&str]) -> EmbedRequest {
     EmbedRequest {
         texts: texts.iter().map(|&text| text.to_owned()).collect(),
         ..EmbedRequest::default()
@@ -512,6 +512,64 @@ async fn log_a_traced_request() {
         assert!(
             line.contains(&format!("trace_id=\"{CALLERS_TRACE}\"")),
             "{line}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_row_of_a_job_has_a_trace_of_its_own_that_is_linked_to_its_submission() {
+    use ferry::api::proto::ferry::v1::{
+        JobRow, JobRows, SubmitRequest, WatchJobRequest, job_row, jobs_client::JobsClient,
+        submit_request::Part,
+    };
+    let (received, endpoint) = Received::grpc().await;
+    let kept = tempfile::tempdir().unwrap();
+    let directory = kept.path().to_owned();
+    let running = serve(&["tiny-bert-embed"], &endpoint, |config| {
+        config.jobs.directory = directory;
+    })
+    .await;
+    let rows = ["one", "two"].map(|text| JobRow {
+        id: text.to_owned(),
+        request: Some(job_row::Request::Embed(texts(&[text]))),
+    });
+    let part = Part::Rows(JobRows {
+        rows: rows.to_vec(),
+    });
+    let mut client = JobsClient::new(running.channel());
+    let parts = tokio_stream::iter([SubmitRequest { part: Some(part) }]);
+    let job = client
+        .submit(from_caller(parts))
+        .await
+        .unwrap()
+        .into_inner();
+    let watch = WatchJobRequest { id: job.id.clone() };
+    let mut states = client.watch(watch).await.unwrap().into_inner();
+    while states.message().await.unwrap().is_some() {}
+
+    let spans = received.spans(running).await;
+    let rows: Vec<_> = spans
+        .iter()
+        .filter(|span| span.name == "ferry.v1.Jobs row")
+        .collect();
+    assert_eq!(rows.len(), 2);
+    assert_ne!(rows[0].trace_id, rows[1].trace_id);
+    for row in rows {
+        let [link] = &row.links[..] else {
+            panic!("{} links", row.links.len());
+        };
+        assert_eq!(hex(&link.trace_id), CALLERS_TRACE);
+        assert_eq!(hex(&link.span_id), "b7ad6b7169203331");
+        assert!(row.parent_span_id.is_empty());
+        let of_job = Some(Value::StringValue(job.id.clone()));
+        assert_eq!(attribute(row, "ferry.job"), of_job);
+        let stages = spans
+            .iter()
+            .filter(|span| span.parent_span_id == row.span_id);
+        let stages: Vec<_> = stages.map(|span| span.name.as_str()).collect();
+        assert!(
+            stages.contains(&"queue") && stages.contains(&"execute"),
+            "{stages:?}"
         );
     }
 }

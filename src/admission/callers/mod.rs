@@ -4,6 +4,7 @@
 //! good as many of a slow one: there is nothing to guess.
 
 mod bucket;
+mod models;
 mod table;
 
 use std::{
@@ -26,6 +27,7 @@ use crate::{
     telemetry::CallerMetrics,
 };
 
+pub use models::AllowedModels;
 pub use table::Place;
 
 /// Where a place is asked for again when all are taken: about as long as a short request takes.
@@ -49,6 +51,8 @@ pub struct Entered {
     pub tenant: Option<Arc<str>>,
     /// Its place among its tenant's requests, to be kept until it is answered.
     pub place: Option<Place>,
+    /// The models that it may ask.
+    pub models: AllowedModels,
 }
 
 /// The gate of the callers.
@@ -76,7 +80,7 @@ impl Callers {
     pub fn read(file: Option<&Path>, metrics: CallerMetrics) -> Result<Self, ConfigError> {
         let keys = file
             .map(|file| {
-                let table = Table::new(&KeysFile::read(file)?, &Table::default());
+                let table = Table::new(&KeysFile::read(file)?, &Table::default(), &metrics.model);
                 Ok(Keys {
                     file: file.to_owned(),
                     table: ArcSwap::from_pointee(table),
@@ -104,7 +108,11 @@ impl Callers {
         let Some(keys) = &self.keys else {
             return Ok(0);
         };
-        let table = Table::new(&KeysFile::read(&keys.file)?, &keys.table.load());
+        let table = Table::new(
+            &KeysFile::read(&keys.file)?,
+            &keys.table.load(),
+            &self.metrics.model,
+        );
         let count = table.len();
         keys.table.store(Arc::new(table));
         Ok(count)
@@ -126,6 +134,7 @@ impl Callers {
         let nobody = Entered {
             tenant: None,
             place: None,
+            models: AllowedModels::default(),
         };
         let Some(keys) = &self.keys else {
             return Ok(nobody);
@@ -168,6 +177,7 @@ impl Callers {
         Ok(Entered {
             tenant: Some(Arc::clone(&tenant.name)),
             place,
+            models: caller.models.clone(),
         })
     }
 

@@ -10,7 +10,12 @@ use std::{
     time::Duration,
 };
 
-use super::bucket::{Bucket, Rate};
+use prometheus::IntCounter;
+
+use super::{
+    bucket::{Bucket, Rate},
+    models::AllowedModels,
+};
 use crate::config::auth::{KeysFile, Scope, TenantLimits};
 
 /// The keys that pass.
@@ -27,6 +32,8 @@ pub struct Caller {
     /// Whose it is.
     pub tenant: Arc<Tenant>,
     scopes: Vec<Scope>,
+    /// The models that it opens.
+    pub models: AllowedModels,
 }
 
 /// A tenant with its limits.
@@ -60,8 +67,9 @@ pub enum Limit {
 }
 
 impl Table {
-    /// The keys of `file`; tenants that were in `before` have used up what they had.
-    pub fn new(file: &KeysFile, before: &Self) -> Self {
+    /// The keys of `file`; tenants that were in `before` have used up what they had. Who asks for a
+    /// model that its key does not open is counted by `refused`.
+    pub fn new(file: &KeysFile, before: &Self, refused: &IntCounter) -> Self {
         let known: HashMap<&str, &Arc<Used>> = before
             .keys
             .values()
@@ -79,8 +87,10 @@ impl Table {
         let keys = file.keys.iter().filter_map(|key| {
             // A checked file has a tenant and a hash for every key.
             let tenant = tenants.get(&*key.tenant)?;
+            let name = Arc::from(&*key.name);
             let caller = Caller {
-                key: Arc::from(&*key.name),
+                models: AllowedModels::of_key(&name, key.models.as_deref(), refused),
+                key: name,
                 tenant: Arc::clone(tenant),
                 scopes: key.scopes.clone(),
             };
@@ -167,11 +177,17 @@ mod tests {
             tenant: limits.name.clone(),
             hash: ApiKey::write_hash("right"),
             scopes: vec![Scope::Infer],
+            models: None,
         };
         KeysFile {
             tenants: vec![limits],
             keys: vec![key],
         }
+    }
+
+    fn table(file: &KeysFile, before: &Table) -> Table {
+        let refused = IntCounter::new("refused", "refused").unwrap();
+        Table::new(file, before, &refused)
     }
 
     fn limits(rate: Option<f64>, concurrent: Option<u32>) -> TenantLimits {
@@ -185,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_place_is_given_back_when_the_request_is_over() {
-        let table = Table::new(&file(limits(None, Some(2))), &Table::default());
+        let table = table(&file(limits(None, Some(2))), &Table::default());
         let tenant = &table.find(b"right").unwrap().tenant;
         let now = Duration::from_secs(1);
         let first = tenant.enter(now).unwrap();
@@ -197,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_request_refused_for_the_rate_keeps_no_place() {
-        let table = Table::new(&file(limits(Some(1.0), Some(1))), &Table::default());
+        let table = table(&file(limits(Some(1.0), Some(1))), &Table::default());
         let tenant = &table.find(b"right").unwrap().tenant;
         let now = Duration::from_secs(1);
         drop(tenant.enter(now).unwrap());
@@ -209,10 +225,10 @@ mod tests {
 
     #[test]
     fn a_reload_changes_the_limits_and_forgets_nothing_used() {
-        let before = Table::new(&file(limits(None, Some(1))), &Table::default());
+        let before = table(&file(limits(None, Some(1))), &Table::default());
         let now = Duration::from_secs(1);
         let place = before.find(b"right").unwrap().tenant.enter(now).unwrap();
-        let after = Table::new(&file(limits(None, Some(2))), &before);
+        let after = table(&file(limits(None, Some(2))), &before);
         let tenant = &after.find(b"right").unwrap().tenant;
         let _second = tenant.enter(now).unwrap();
         assert!(tenant.enter(now).is_err());

@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{
     admission::{Admission, CallContext},
-    config::Task,
     engine::{Departure, continuous::SequenceWork},
     error::{RequestError, Stage},
     generation::{InvalidStop, MAX_STOP_BYTES, MAX_STOP_STRINGS, StopText, TokenConstraint},
@@ -27,24 +26,6 @@ use crate::{
 };
 
 impl Admission {
-    /// Finds the model that a call to generate names, unless the server is going down or the call
-    /// is late already.
-    ///
-    /// # Errors
-    /// [`RequestError`] with what is wrong.
-    pub fn find_generator(
-        &self,
-        model: &str,
-        version: &str,
-        context: &CallContext,
-    ) -> Result<Arc<ServedModel>, RequestError> {
-        self.check_open(context)?;
-        let version = context.version_of(version)?;
-        let key = context.route_key.as_deref();
-        self.repository()
-            .route(model, version, Some(Task::Generate), key)
-    }
-
     /// Lets a call to generate in, for `model` from [`Admission::find_generator`].
     ///
     /// # Errors
@@ -55,11 +36,30 @@ impl Admission {
         call: GenerateCall,
         context: CallContext,
     ) -> Result<Generation, RequestError> {
+        let unsure = self.unsure(&model, &call, &context)?;
+        let further = unsure.map(|unsure| (unsure, call.clone(), context.clone()));
         let mut generation = self
             .line_up_generation(Arc::clone(&model), call, context)
             .await?;
         generation.tap = self.mirror_generation(&model, &generation.prompt);
-        Ok(generation)
+        let Some((unsure, call, context)) = further else {
+            return Ok(generation);
+        };
+        Ok(Generation {
+            model,
+            prompt_tokens: generation.prompt_tokens,
+            tokenize: generation.tokenize,
+            tokenize_started: generation.tokenize_started,
+            cached: generation.cached,
+            prompt: Vec::new(),
+            tap: None,
+            continuations: Vec::new(),
+            turn: 0,
+            ready: VecDeque::new(),
+            has_failed: false,
+            settling: Some(self.settle(generation, unsure, call, context)),
+            settled: Vec::new(),
+        })
     }
 
     /// Lets a call in of which nobody gets a copy.
@@ -169,6 +169,8 @@ impl Admission {
             turn: 0,
             ready,
             has_failed: false,
+            settling: None,
+            settled: Vec::new(),
         })
     }
 

@@ -1,6 +1,7 @@
 //! What a call to generate asks for.
 
 use crate::{
+    admission::WhenUnsure,
     generation::SamplingParameters,
     text::{ChatMessage, Constraint},
 };
@@ -62,6 +63,12 @@ pub struct GenerateCall {
     pub keep_special_tokens: bool,
     /// The form the text must have.
     pub constraint: Option<Constraint>,
+    /// Whether it goes out when it is complete, not piece by piece.
+    pub whole: bool,
+    /// What becomes of continuations that the model is not sure of, where they go out whole.
+    pub when_unsure: WhenUnsure,
+    /// The confidence that is wanted.
+    pub min_confidence: f32,
 }
 
 impl GenerateCall {
@@ -82,6 +89,9 @@ impl GenerateCall {
             score_prompt: false,
             keep_special_tokens: false,
             constraint: None,
+            whole: false,
+            when_unsure: WhenUnsure::default(),
+            min_confidence: 0.0,
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     engine::continuous::{ScoredToken, SequenceEvent},
     error::RequestError,
     generation::{FinishReason, StopText},
+    quality::drift::Anomalies,
     telemetry::traces::Sequence,
     text::{Detokenizer, GenerationText, SpecialTokens},
 };
@@ -160,6 +161,9 @@ impl Continuation {
             generated_tokens: generated,
             cached_tokens: closed.cached_tokens,
             cached: closed.replayed,
+            escalation: None,
+            abstained: false,
+            anomalies: Anomalies::default(),
             confidence: (self.sum_logprob / f64::from(generated.max(1))).exp() as f32,
             first_token: self.first_token.unwrap_or_default(),
         }

@@ -7,6 +7,7 @@ mod continuation;
 mod piece;
 mod prepare;
 mod question;
+mod settle;
 mod source;
 mod stream;
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::{admission::Escalation, quality::drift::Anomalies};
+
 /// What was generated of one continuation since the piece before.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Piece {
@@ -68,6 +70,12 @@ pub struct Finish {
     pub cached: bool,
     /// Geometric mean of the tokens' probabilities: e to the mean log-probability.
     pub confidence: f32,
+    /// Who generated it, where the model that was asked was not sure.
+    pub escalation: Option<Box<Escalation>>,
+    /// Whether its text was taken back, since its confidence is too low.
+    pub abstained: bool,
+    /// In which ways the prompt is far from the version's baseline although the model is sure.
+    pub anomalies: Anomalies,
     /// From the request's arrival to this continuation's first token.
     pub first_token: Duration,
 }

@@ -7,14 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{continuation::Continuation, piece::Piece};
+use super::{
+    continuation::Continuation,
+    piece::Piece,
+    settle::{Settled, Settling},
+};
 use crate::{
     admission::mirror::TokenTap, error::RequestError, repository::ServedModel,
     telemetry::traces::Sequence,
 };
 
 /// A generation whose sequences are in line. Dropping it cancels those that have not ended.
-#[derive(Debug)]
 pub struct Generation {
     /// The model that generates.
     pub model: Arc<ServedModel>,
@@ -35,11 +38,45 @@ pub struct Generation {
     /// Pieces that are ready.
     pub(super) ready: VecDeque<Piece>,
     pub(super) has_failed: bool,
+    /// Completes it, where it goes out whole and what is unsure of it is dealt with; the continuations
+    /// are in there then.
+    pub(super) settling: Option<Settling>,
+    /// What was noted of sequences that are settled.
+    pub(super) settled: Vec<Sequence>,
+}
+
+impl std::fmt::Debug for Generation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Generation")
+            .field("model", &self.model.name)
+            .field("continuations", &self.continuations)
+            .field("ready", &self.ready)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Generation {
     /// The next piece of any continuation; `None` when all have ended. An error ends them all.
     pub async fn next(&mut self) -> Option<Result<Piece, RequestError>> {
+        if let Some(settling) = &mut self.settling {
+            let settled = settling.as_mut().await;
+            self.settling = None;
+            match settled {
+                Ok(Settled { pieces, sequences }) => {
+                    self.ready = pieces;
+                    self.settled = sequences;
+                }
+                Err(error) => {
+                    self.has_failed = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+        self.next_own().await
+    }
+
+    /// The same as its model generates it.
+    pub(super) async fn next_own(&mut self) -> Option<Result<Piece, RequestError>> {
         let next = std::future::poll_fn(|context| self.poll_next(context)).await;
         if let (Some(tap), Some(Ok(piece))) = (&mut self.tap, &next)
             && piece.index == 0
@@ -54,16 +91,17 @@ impl Generation {
     /// Whether every continuation has ended and every piece was handed out.
     pub fn is_over(&self) -> bool {
         self.has_failed
-            || self.ready.is_empty() && self.continuations.iter().all(Continuation::has_ended)
+            || self.settling.is_none()
+                && self.ready.is_empty()
+                && self.continuations.iter().all(Continuation::has_ended)
     }
 
     /// What was noted of its sequences, where it is traced.
     pub fn sequences(&mut self) -> Vec<Sequence> {
         let continuations = self.continuations.iter_mut();
-        continuations
-            .filter_map(|continuation| continuation.trace.take())
-            .map(|sequence| *sequence)
-            .collect()
+        let own = continuations.filter_map(|continuation| continuation.trace.take());
+        let settled = std::mem::take(&mut self.settled).into_iter();
+        settled.chain(own.map(|sequence| *sequence)).collect()
     }
 
     fn poll_next(

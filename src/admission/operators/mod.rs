@@ -12,13 +12,10 @@ use std::{
 };
 
 use self::tokens::Tokens;
-use super::attempts::Attempts;
+use super::{attempts::Attempts, bearer::bearer};
 use crate::{config::admin::AdminConfig, error::RequestError, telemetry::OperatorMetrics};
 
 pub use tokens::TokenError;
-
-/// What stands before a token in `authorization`.
-const SCHEME: &str = "Bearer";
 
 /// Someone who may operate the server.
 #[derive(Debug, Clone)]
@@ -118,19 +115,12 @@ impl Operators {
     }
 }
 
-/// The token of an `authorization` header; the scheme's case says nothing (RFC 9110, 11.1).
-fn bearer(authorization: &[u8]) -> Option<&[u8]> {
-    let (scheme, rest) = authorization.split_at_checked(SCHEME.len())?;
-    let token = rest.strip_prefix(b" ")?.trim_ascii();
-    (scheme.eq_ignore_ascii_case(SCHEME.as_bytes()) && !token.is_empty()).then_some(token)
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{config::admin::Secret, telemetry::Metrics};
+    use crate::{config::Secret, telemetry::Metrics};
 
     const TOKEN: &str = "0123456789abcdef";
 

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use crate::config::admin::{AdminConfig, RepositoryRpcs, Secret};
+use crate::config::{
+    Secret,
+    admin::{AdminConfig, RepositoryRpcs},
+};
 
 /// Tokens of one file at most.
 const MOST: usize = 64;

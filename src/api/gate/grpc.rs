@@ -11,7 +11,7 @@ use axum::http::{Request, Response};
 use tonic::{body::Body, transport::server::TcpConnectInfo};
 use tower::{Layer, Service};
 
-use super::{body::Held, enter, needs};
+use super::{body::Held, enter, needs, restricted};
 use crate::{admission::Callers, api::status::status_of, config::admin::RepositoryRpcs};
 
 /// Puts the gate before all services of a server.
@@ -72,8 +72,8 @@ where
             .get::<TcpConnectInfo>()
             .and_then(|connection| Some(connection.remote_addr?.ip()));
         match enter(&self.gate.callers, need, request.headers_mut(), peer) {
-            Ok(place) => {
-                let answer = self.inner.call(request);
+            Ok((place, models)) => {
+                let answer = restricted(models, self.inner.call(request));
                 Box::pin(async move { Ok(answer.await?.map(|body| Held::new(body, place))) })
             }
             Err(error) => {

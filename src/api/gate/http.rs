@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use super::{body::Held, enter, needs};
+use super::{body::Held, enter, needs, restricted};
 use crate::api::{
     grpc::Shared,
     http::{ApiError, Peer},
@@ -21,9 +21,9 @@ pub async fn http_gate(State(shared): State<Shared>, mut request: Request, next:
         .get::<ConnectInfo<Peer>>()
         .map(|ConnectInfo(Peer(peer))| peer.ip());
     match enter(&shared.callers, need, request.headers_mut(), peer) {
-        Ok(None) => next.run(request).await,
-        Ok(place) => {
-            let answer = next.run(request).await;
+        Ok((None, models)) => restricted(models, next.run(request)).await,
+        Ok((place, models)) => {
+            let answer = restricted(models, next.run(request)).await;
             answer.map(|body| Body::new(Held::new(body, place)))
         }
         Err(error) => ApiError::from(error).into_response(),

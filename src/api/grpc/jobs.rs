@@ -9,9 +9,11 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::Shared;
 use crate::{
+    admission::AllowedModels,
     api::{
         context::read_context,
-        jobs::{json_line, read_line, read_row, typed_result},
+        gate::allowed_models,
+        jobs::{check_row, json_line, read_line, read_row, submitter, typed_result},
         proto::ferry::v1::{
             CancelJobRequest, DeleteJobRequest, DeleteJobResponse, GetJobRequest, Job, JobOptions,
             JobState as ProtoState, LineFault as ProtoFault, ListJobsRequest, ListJobsResponse,
@@ -23,6 +25,7 @@ use crate::{
     error::RequestError,
     jobs::{
         JobId, JobRecord, JobRequest, JobState, Jobs, LineFault, LineSplitter, NewRow, Submission,
+        Submitter,
     },
 };
 
@@ -78,7 +81,7 @@ impl JobsService {
 
     async fn take_in(
         &self,
-        tenant: String,
+        (tenant, submitter): (String, Submitter),
         mut parts: Streaming<SubmitRequest>,
     ) -> Result<Job, Status> {
         let jobs = self.jobs()?;
@@ -89,7 +92,7 @@ impl JobsService {
             options = given;
             part = next_part(&mut parts, &mut closing).await?;
         }
-        let request = job_request(options, tenant);
+        let request = job_request(options, tenant, submitter);
         let submission = jobs
             .submit(request)
             .await
@@ -97,6 +100,7 @@ impl JobsService {
         let most = jobs.config().max_row_bytes;
         let mut intake = Intake {
             submission,
+            models: allowed_models(),
             lines: None,
             ready: Vec::new(),
         };
@@ -134,6 +138,8 @@ async fn next_part(
 /// A job as its rows come in.
 struct Intake {
     submission: Submission,
+    /// Those that its rows may be for.
+    models: AllowedModels,
     /// Where they come as lines.
     lines: Option<LineSplitter>,
     /// Rows of whole lines.
@@ -164,7 +170,9 @@ impl Intake {
             Part::Rows(rows) => {
                 for row in rows.rows {
                     let field = format!("rows[{}]", self.submission.rows());
-                    self.submission.add(0, read_row(row, &field)?).await?;
+                    let row = read_row(row, &field)?;
+                    check_row(&self.models, &row, &field)?;
+                    self.submission.add(0, row).await?;
                 }
             }
             Part::JsonLines(bytes) => {
@@ -196,6 +204,7 @@ impl Intake {
 
     async fn add_ready(&mut self) -> Result<(), RequestError> {
         for (line, row) in std::mem::take(&mut self.ready) {
+            check_row(&self.models, &row, &format!("line {line}"))?;
             self.submission.add(line, row).await?;
         }
         Ok(())
@@ -235,7 +244,9 @@ impl JobsRpc for JobsService {
     ) -> Result<Response<Job>, Status> {
         let (metadata, _, parts) = request.into_parts();
         let tenant = self.tenant(&metadata).map_err(|error| status_of(&error))?;
-        self.take_in(tenant, parts).await.map(Response::new)
+        let submitter = submitter(metadata.as_ref());
+        let job = self.take_in((tenant, submitter), parts).await;
+        job.map(Response::new)
     }
 
     async fn get(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
@@ -450,11 +461,12 @@ fn parse_id(name: &str) -> Result<JobId, RequestError> {
     })
 }
 
-fn job_request(options: JobOptions, tenant: String) -> JobRequest {
+fn job_request(options: JobOptions, tenant: String, submitter: Submitter) -> JobRequest {
     let seconds = options.expires_in_seconds;
     JobRequest {
         label: options.label,
         tenant,
+        submitter,
         metadata: options.metadata.into_iter().collect(),
         expires_in: (seconds > 0).then(|| Duration::from_secs(seconds)),
     }

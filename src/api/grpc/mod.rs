@@ -31,6 +31,13 @@ use crate::{
     telemetry::{Metrics, traces::Tracer},
 };
 
+/// Calls that a client has taken back before they were looked at, at most; with more, it is flooding
+/// the server with work that it doesn't want ("rapid reset", CVE-2023-44487), and its connection ends.
+const MAX_PENDING_RESETS: usize = 20;
+
+/// Calls that were cut since the client broke HTTP/2's rules in them, at most, before its connection is.
+const MAX_ERROR_RESETS: usize = 1024;
+
 /// What the services share.
 #[derive(Debug, Clone)]
 pub struct Shared {
@@ -136,6 +143,8 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(Duration::from_secs(config.keepalive_timeout_seconds)))
         .max_concurrent_streams(config.max_concurrent_streams)
         .http2_max_header_list_size(config.max_header_bytes)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
         // A large batch of texts or embeddings shouldn't wait for window updates.
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)

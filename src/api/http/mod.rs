@@ -2,6 +2,7 @@
 //! Prometheus, and a page that shows them.
 
 mod connect;
+mod connections;
 mod dashboard;
 mod metrics;
 mod openai;
@@ -10,16 +11,10 @@ pub use openai::{ApiError, answer_row};
 
 use std::{future::Future, net::SocketAddr};
 
-use axum::{
-    Router,
-    extract::{State, connect_info::Connected},
-    http::StatusCode,
-    middleware,
-    routing::get,
-    serve::IncomingStream,
-};
+use axum::{Router, extract::State, http::StatusCode, middleware, routing::get};
 
 use super::{gate::http_gate, grpc::Shared, listener::Incoming, trace::trace_request};
+use crate::config::server::HttpConfig;
 
 /// Serves HTTP on what comes in until `shutdown` is done.
 ///
@@ -27,6 +22,7 @@ use super::{gate::http_gate, grpc::Shared, listener::Incoming, trace::trace_requ
 /// When the listener fails.
 pub async fn serve(
     shared: Shared,
+    config: HttpConfig,
     incoming: Incoming,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
@@ -53,22 +49,13 @@ pub async fn serve(
     let routes = routes
         .layer(middleware::from_fn_with_state(shared.clone(), http_gate))
         .layer(middleware::from_fn(openai::echo_request_id))
-        .with_state(shared)
-        .into_make_service_with_connect_info::<Peer>();
-    axum::serve(incoming, routes)
-        .with_graceful_shutdown(shutdown)
-        .await
+        .with_state(shared);
+    connections::serve(routes, &config, incoming, shutdown).await
 }
 
 /// Whom a connection is with.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(pub(super) SocketAddr);
-
-impl Connected<IncomingStream<'_, Incoming>> for Peer {
-    fn connect_info(connection: IncomingStream<'_, Incoming>) -> Self {
-        Self(*connection.remote_addr())
-    }
-}
 
 async fn live() -> &'static str {
     "live\n"

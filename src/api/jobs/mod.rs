@@ -4,7 +4,9 @@
 mod results;
 mod rows;
 mod run;
+mod submit;
 
 pub use results::{json_line, typed_result};
 pub use rows::{read_line, read_row};
 pub use run::row_runner;
+pub use submit::{check_row, submitter};

@@ -12,16 +12,19 @@ use futures_util::StreamExt as _;
 use prost::Message as _;
 use tonic::{Code, Request, Response, Status};
 
+use super::submit::models_of;
 use crate::{
     api::{
+        gate::restricted,
         grpc::{Shared, TypedInference},
         http::answer_row,
         proto::ferry::v1::{
-            GenerateResponse, GenerateResult, JobResult, JobRow, RowError,
+            GenerateResponse, GenerateResult, JobResult, JobRow as ProtoRow, RowError,
             inference_server::Inference, job_result, job_row,
         },
     },
-    jobs::{Endpoint, RowForm, RowWork, RunEnd, RunRow},
+    jobs::{Endpoint, RowForm, RowWork, RunEnd, RunRow, Submitter},
+    telemetry::traces::{JobRow, RequestTrace, Tracer, scope},
 };
 
 /// What runs the rows of jobs.
@@ -30,11 +33,38 @@ pub fn row_runner(shared: Shared) -> RunRow {
     Arc::new(move |row| {
         let shared = Shared::clone(&shared);
         Box::pin(async move {
-            match row.form {
-                RowForm::Typed => run_typed(shared, row).await,
-                RowForm::Http(endpoint) => run_http(shared, row, endpoint).await,
+            let models = models_of(&row.submitter);
+            let trace = begin_trace(&shared.tracer, &row);
+            // A request's future is large.
+            let run = Box::pin(restricted(models, run(shared, row)));
+            let Some(trace) = trace else {
+                return run.await;
+            };
+            let end = scope(Arc::clone(&trace), run).await;
+            if let RunEnd::Later { .. } = end {
+                trace.discard();
             }
+            end
         })
+    })
+}
+
+async fn run(shared: Shared, row: RowWork) -> RunEnd {
+    match row.form {
+        RowForm::Typed => run_typed(shared, row).await,
+        RowForm::Http(endpoint) => run_http(shared, row, endpoint).await,
+    }
+}
+
+/// Begins the trace of a row, if it is to be traced.
+fn begin_trace(tracer: &Tracer, row: &RowWork) -> Option<Arc<RequestTrace>> {
+    tracer.begin_row(|| {
+        let Submitter {
+            traceparent,
+            tracestate,
+            ..
+        } = &*row.submitter;
+        JobRow::new(row.job.name(), row.index, traceparent, tracestate)
     })
 }
 
@@ -89,8 +119,8 @@ fn error_message(body: &[u8]) -> String {
 }
 
 async fn run_typed(shared: Shared, row: RowWork) -> RunEnd {
-    let answered = match JobRow::decode(&*row.body) {
-        Ok(JobRow {
+    let answered = match ProtoRow::decode(&*row.body) {
+        Ok(ProtoRow {
             request: Some(request),
             ..
         }) => answer(&TypedInference::new(shared), request, &row).await,

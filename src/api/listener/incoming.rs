@@ -1,15 +1,16 @@
 //! Connections as they come in, handed over when they are ready to be spoken on.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{Connection, Tls};
+use super::{Connection, Tls, connection::Stream as Spoken};
 
 /// Time a client has for its handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -18,21 +19,43 @@ const HANDSHAKES: usize = 256;
 /// How long to wait where the system has no more descriptors.
 const EXHAUSTED: Duration = Duration::from_millis(200);
 
+/// Bytes that a client of HTTP/2 opens with (RFC 9113, 3.4).
+const PREFACE: usize = 24;
+
+/// What is spoken at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, which gRPC is.
+    Http2,
+}
+
 /// What comes in at one address.
 #[derive(Debug)]
 pub struct Incoming {
     listener: TcpListener,
     tls: Option<Tls>,
+    /// Places of connections that are still free.
+    places: Arc<Semaphore>,
+    /// Bytes that a client opens with, before any answer.
+    opening: usize,
     /// Handshakes under way: a slow client must not keep others out.
     shaking: JoinSet<Option<(Connection, SocketAddr)>>,
 }
 
 impl Incoming {
-    /// What comes in at `listener`, encrypted with `tls` where it is given.
-    pub fn new(listener: TcpListener, tls: Option<Tls>) -> Self {
+    /// What comes in at `listener`, encrypted with `tls` where it is given; `most` at a time. Further
+    /// connections wait in the system's line.
+    pub fn new(listener: TcpListener, tls: Option<Tls>, protocol: Protocol, most: usize) -> Self {
         Self {
             listener,
             tls,
+            places: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+            opening: match protocol {
+                Protocol::Http1 => 1,
+                Protocol::Http2 => PREFACE,
+            },
             shaking: JoinSet::new(),
         }
     }
@@ -46,16 +69,23 @@ impl Incoming {
     }
 
     /// The next connection. Nothing is lost when this is dropped before it is there.
-    async fn next(&mut self) -> (Connection, SocketAddr) {
+    pub async fn next(&mut self) -> (Connection, SocketAddr) {
         loop {
+            let accepting = accept(&self.listener, &self.places);
+            let opening = self.opening;
             let Some(tls) = &self.tls else {
-                let (tcp, peer) = accept(&self.listener).await;
-                return (Connection::Plain(tcp), peer);
+                let (tcp, peer, place) = accepting.await;
+                let connection = Connection::new(Spoken::Plain(tcp), place, opening);
+                return (connection, peer);
             };
             tokio::select! {
-                (tcp, peer) = accept(&self.listener), if self.shaking.len() < HANDSHAKES => {
+                (tcp, peer, place) = accepting, if self.shaking.len() < HANDSHAKES => {
                     let acceptor = tls.acceptor();
-                    self.shaking.spawn(shake_hands(acceptor, tcp, peer));
+                    self.shaking.spawn(async move {
+                        let tls = shake_hands(acceptor, tcp, peer).await?;
+                        let stream = Spoken::Tls(Box::new(tls));
+                        Some((Connection::new(stream, place, opening), peer))
+                    });
                 }
                 Some(done) = self.shaking.join_next() => {
                     if let Ok(Some(ready)) = done {
@@ -67,8 +97,15 @@ impl Incoming {
     }
 }
 
-/// The next connection, over failures of single ones.
-async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+/// The next connection that there is a place for, over failures of single ones.
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+    let Ok(place) = Arc::clone(places).acquire_owned().await else {
+        // It is never closed.
+        return std::future::pending().await;
+    };
     loop {
         match listener.accept().await {
             Ok((tcp, peer)) => {
@@ -76,7 +113,7 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
                 if let Err(error) = tcp.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY");
                 }
-                return (tcp, peer);
+                return (tcp, peer, place);
             }
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => {
@@ -99,9 +136,9 @@ async fn shake_hands(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
     peer: SocketAddr,
-) -> Option<(Connection, SocketAddr)> {
+) -> Option<TlsStream<TcpStream>> {
     match tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await {
-        Ok(Ok(tls)) => Some((Connection::Tls(Box::new(tls)), peer)),
+        Ok(Ok(tls)) => Some(tls),
         Ok(Err(error)) => {
             tracing::info!(%peer, %error, "TLS handshake failed");
             None
@@ -110,18 +147,5 @@ async fn shake_hands(
             tracing::info!(%peer, limit_s = HANDSHAKE.as_secs(), "TLS handshake took too long");
             None
         }
-    }
-}
-
-impl axum::serve::Listener for Incoming {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        self.next().await
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
     }
 }

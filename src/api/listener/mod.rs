@@ -5,5 +5,5 @@ mod incoming;
 mod tls;
 
 pub use connection::Connection;
-pub use incoming::Incoming;
+pub use incoming::{Incoming, Protocol};
 pub use tls::{Tls, TlsError};

@@ -93,10 +93,10 @@ async fn follow(mut steps: Streaming<pb::Progress>) -> Result<pb::Done, AdminFai
         let after = seconds(began.elapsed());
         match progress.step {
             Some(Step::Change(change)) => {
-                eprintln!("{after:>8}  {}", told(&change));
+                say_aside!("{after:>8}  {}", told(&change));
             }
             Some(Step::Waiting(pb::Waiting { version, in_flight })) => {
-                eprintln!("{after:>8}  version {version} drains, {in_flight} in flight");
+                say_aside!("{after:>8}  version {version} drains, {in_flight} in flight");
             }
             Some(Step::Done(done)) => return Ok(done),
             // A step of a newer server.
@@ -114,9 +114,9 @@ fn print(done: &pb::Done, json: bool) {
             "took_ms": done.took_us as f64 / 1e3,
             "status": done.status.as_ref().map(to_json::model),
         });
-        println!("{document:#}");
+        say!("{document:#}");
     } else {
         let took = std::time::Duration::from_micros(done.took_us);
-        println!("{} ({})", done.summary, seconds(took));
+        say!("{} ({})", done.summary, seconds(took));
     }
 }

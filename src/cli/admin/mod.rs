@@ -55,9 +55,9 @@ impl Admin {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {
                 if json {
-                    println!("{}", failure.to_json());
+                    say!("{}", failure.to_json());
                 }
-                eprintln!("ferry: {failure}");
+                say_aside!("ferry: {failure}");
                 failure.exit_code()
             }
         }

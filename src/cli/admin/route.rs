@@ -76,9 +76,9 @@ impl Baseline {
         } = server.short(call).await?;
         if json {
             let document = serde_json::json!({"model": model, "version": version, "rows": rows});
-            println!("{document:#}");
+            say!("{document:#}");
         } else {
-            println!("{model}: {rows} rows of version {version} are its baseline now");
+            say!("{model}: {rows} rows of version {version} are its baseline now");
         }
         Ok(())
     }
@@ -152,11 +152,11 @@ async fn show(
 
 fn print(answer: &pb::RouteResponse, json: bool) {
     if json {
-        println!("{:#}", to_json::route_answer(answer));
+        say!("{:#}", to_json::route_answer(answer));
         return;
     }
     let route = answer.route.clone().unwrap_or_default();
-    println!("{}: {}", answer.model, table::route(&route));
+    say!("{}: {}", answer.model, table::route(&route));
 }
 
 /// `VERSION:PERCENT`, or `none`, which is version 0.

@@ -30,9 +30,9 @@ impl Status {
             let call = async { Ok(client.status(request).await?.into_inner().models) };
             let models = server.short(call).await?;
             if json {
-                println!("{:#}", to_json::models(&models));
+                say!("{:#}", to_json::models(&models));
             } else {
-                print!("{}", self.page(&models));
+                say_part!("{}", self.page(&models));
             }
             return Ok(());
         }
@@ -49,7 +49,7 @@ impl Status {
             let mut known = BTreeMap::new();
             while let Some(message) = changes.message().await? {
                 if json {
-                    println!("{}", to_json::watched(&message));
+                    say!("{}", to_json::watched(&message));
                 } else {
                     self.show(message, &mut known, on_terminal);
                 }
@@ -83,13 +83,13 @@ impl Status {
         if on_terminal || is_first {
             if on_terminal {
                 // Clears the screen and goes to its top, as `watch` does.
-                print!("\x1b[2J\x1b[H");
+                say_part!("\x1b[2J\x1b[H");
             }
             let models: Vec<_> = known.values().cloned().collect();
-            print!("{}", self.page(&models));
+            say_part!("{}", self.page(&models));
         } else {
             for change in &message.changes {
-                println!("{}", table::told(change));
+                say!("{}", table::told(change));
             }
         }
         // A reader at the other end of a pipe wants it now.

@@ -162,12 +162,12 @@ impl Bench {
                 .map_err(|error| format!("{}: {error}", path.display()))?;
         }
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            say!("{}", serde_json::to_string_pretty(&report)?);
         } else {
-            print!("{}", table::terminal(&report));
+            say_part!("{}", table::terminal(&report));
         }
         for doubt in table::doubts(&report) {
-            eprintln!("ferry: {doubt}");
+            say_aside!("ferry: {doubt}");
         }
         Ok(())
     }

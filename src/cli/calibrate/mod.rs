@@ -141,12 +141,12 @@ impl Calibrate {
             let json = serde_json::to_vec_pretty(&report.json())?;
             std::fs::write(path, json).map_err(|error| format!("{}: {error}", path.display()))?;
         }
-        print!("{}", report.table());
+        say_part!("{}", report.table());
         if self.dry_run {
-            println!("nothing written (--dry-run)");
+            say!("nothing written (--dry-run)");
         } else {
             let path = record.write(&dir)?;
-            println!(
+            say!(
                 "wrote {}; used from the version's next load on",
                 path.display()
             );

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tonic::{Code, Request, Status, transport::Channel};
+use tonic::{Code, Request, Status};
 
 use super::inputs::{Message, Row};
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
             ModelMetadataRequest, grpc_inference_service_client::GrpcInferenceServiceClient,
         },
     },
-    cli::Failure,
+    cli::{Failure, reach::WithKey},
     config::Task,
     quality::LabelledSpan,
 };
@@ -32,8 +32,8 @@ const ALTERNATIVES: u32 = 20;
 /// One side.
 #[derive(Debug, Clone)]
 pub struct Client {
-    channel: Channel,
-    inference: InferenceClient<Channel>,
+    channel: WithKey,
+    inference: InferenceClient<WithKey>,
     model: String,
     version: String,
     timeout: Duration,
@@ -87,7 +87,7 @@ pub type RowAnswer = Result<Answer, String>;
 
 impl Client {
     /// A side that asks for `model` and `version` (empty: the one routed to) through `channel`.
-    pub fn new(channel: Channel, model: &str, version: &str, timeout: Duration) -> Self {
+    pub fn new(channel: WithKey, model: &str, version: &str, timeout: Duration) -> Self {
         Self {
             inference: InferenceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES)

@@ -273,9 +273,9 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 /// Says on a terminal how far it is.
 fn show_progress(what: &str, (done, all): (usize, usize)) {
     if std::io::stderr().is_terminal() {
-        eprint!("\r{done} of {all} {what}");
+        say_aside_part!("\r{done} of {all} {what}");
         if done == all {
-            eprintln!();
+            say_aside!();
         }
     }
 }

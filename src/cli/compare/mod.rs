@@ -27,7 +27,7 @@ use self::{
     report::{Report, SideReport, Verdict},
     stage::{Side, Stage},
 };
-use super::{Failure, io_runtime, page::Plot};
+use super::{Failure, io_runtime, page::Plot, reach::ClientKey};
 use crate::{
     config::{Task, Thresholds},
     quality::comparison::Cost,
@@ -82,6 +82,8 @@ pub struct Compare {
     /// Ask a running server's gRPC listener instead of loading the models here.
     #[arg(long, value_name = "HOST:PORT")]
     server: Option<String>,
+    #[command(flatten)]
+    key: ClientKey,
     /// Seconds that a call may take.
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
@@ -113,7 +115,7 @@ impl Compare {
             return Err("nothing to compare on: give --inputs, or --text for perplexity".into());
         }
         let (report, plots) = io_runtime()?.block_on(self.compare(&thresholds))?;
-        print!("{}", table::terminal(&report));
+        say_part!("{}", table::terminal(&report));
         if let Some(path) = &self.json {
             write(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
         }
@@ -127,7 +129,7 @@ impl Compare {
             write(path, &table::markdown(&report))?;
         }
         for breach in thresholds.check(&report.figures) {
-            eprintln!("ferry: threshold broken: {breach}");
+            say_aside!("ferry: threshold broken: {breach}");
         }
         Ok(if report.holds {
             ExitCode::SUCCESS
@@ -140,7 +142,7 @@ impl Compare {
         let names = [self.reference.as_str(), self.candidate.as_str()];
         let timeout = Duration::from_secs(self.timeout);
         let stage = match &self.server {
-            Some(address) => Stage::live(address, names, timeout).await?,
+            Some(address) => Stage::live((address, self.key.token()?), names, timeout).await?,
             None => Stage::load(&self.models, names, timeout).await?,
         };
         let outcome = self.ask(&stage, thresholds).await;

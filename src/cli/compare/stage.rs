@@ -13,7 +13,10 @@ use super::{
     subject::{Subject, split_version},
 };
 use crate::{
-    cli::Failure,
+    cli::{
+        Failure,
+        reach::{WithKey, WithToken},
+    },
     config::{Activation, ServerConfig, Task, server::ModelControl},
     server::Server,
 };
@@ -51,8 +54,12 @@ impl Stage {
     ///
     /// # Errors
     /// When the server or a model isn't there, or they do different things.
-    pub async fn live(address: &str, names: [&str; 2], timeout: Duration) -> Result<Self, Failure> {
-        let channel = connect(&format!("http://{address}")).await?;
+    pub async fn live(
+        (address, key): (&str, WithToken),
+        names: [&str; 2],
+        timeout: Duration,
+    ) -> Result<Self, Failure> {
+        let channel = WithKey::new(connect(&format!("http://{address}")).await?, key);
         let side = async |given: &str| -> Result<(Side, Task), Failure> {
             let (name, version) = split_version(given);
             let client = Client::new(channel.clone(), name, version, timeout);
@@ -97,6 +104,7 @@ impl Stage {
         server.loaded().await;
 
         let channel = connect(&format!("http://{}", server.grpc_address)).await?;
+        let channel = WithKey::new(channel, WithToken::default());
         let side = |at: usize| -> Result<(Side, Task), Failure> {
             let (given, place) = (names[at], PLACES[at]);
             let model = server

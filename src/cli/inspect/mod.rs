@@ -93,9 +93,9 @@ impl Inspect {
             .collect();
         row("types", types.join(", "));
         if self.tensors {
-            println!();
+            say!();
             for tensor in &contents.tensors {
-                println!(
+                say!(
                     "{:<6} {:>18} {:>12}  {}",
                     tensor.dtype,
                     format!("{:?}", tensor.shape),
@@ -159,12 +159,12 @@ fn print_json(
     described["file_bytes"] = json!(contents.file_bytes);
     described["memory_bytes"] = json!(contents.memory_bytes);
     described["tensors"] = json!(tensors);
-    println!("{}", serde_json::to_string_pretty(&described)?);
+    say!("{}", serde_json::to_string_pretty(&described)?);
     Ok(())
 }
 
 fn row(name: &str, value: impl std::fmt::Display) {
-    println!("{name:<13} {value}");
+    say!("{name:<13} {value}");
 }
 
 fn millions(count: usize) -> String {

@@ -14,8 +14,10 @@ use super::{
     Failure,
     compare::{client::Client, judge::Judge, subject::split_version},
     io_runtime,
-    reach::ClientTls,
+    reach::{ClientKey, ClientTls, WithKey},
 };
+pub use read::read as read_log;
+
 use crate::{config::Task, quality::comparison::Figures};
 use clap::Args;
 use serde::Serialize;
@@ -41,6 +43,8 @@ pub struct Replay {
     url: String,
     #[command(flatten)]
     tls: ClientTls,
+    #[command(flatten)]
+    key: ClientKey,
     /// How many times faster than then.
     #[arg(long, default_value_t = 1.0, value_parser = above_zero)]
     speed: f64,
@@ -109,7 +113,7 @@ impl Replay {
     pub fn run(self) -> Result<ExitCode, Failure> {
         let report = io_runtime()?.block_on(self.replay())?;
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
+            say!("{}", serde_json::to_string_pretty(&report)?);
         } else {
             print(&report);
         }
@@ -127,6 +131,7 @@ impl Replay {
             .connect()
             .await
             .map_err(|error| format!("{}: {error}; is the server there?", self.url))?;
+        let channel = WithKey::new(channel, self.key.token()?);
         let client = Client::new(channel, model, version, Duration::from_secs(self.timeout));
         let (task, version) = client.describe().await?;
         let Log { requests, counts } = read::read(&self.log, task, self.limit)?;
@@ -196,41 +201,52 @@ fn report(
 
 fn print(report: &Report) {
     let Report { lines, figures, .. } = report;
-    println!(
+    say!(
         "{} requests of {} lines sent to {}@{} in {:.1} s, {} failed",
-        report.sent, lines.read, report.model, report.version, report.seconds, report.failed
+        report.sent,
+        lines.read,
+        report.model,
+        report.version,
+        report.seconds,
+        report.failed
     );
     let left_out = lines.other_task + lines.not_full + lines.token_ids + lines.unanswered;
     if left_out > 0 {
-        println!(
+        say!(
             "left out: {} of other tasks, {} without their full input, {} of token ids, {} that had \
              no answer, {} that are no lines of a log",
-            lines.other_task, lines.not_full, lines.token_ids, lines.unanswered, lines.wrong
+            lines.other_task,
+            lines.not_full,
+            lines.token_ids,
+            lines.unanswered,
+            lines.wrong
         );
     }
     if report.behind_seconds > 0.1 {
-        println!(
+        say!(
             "the server was not fast enough: the latest request went out {:.1} s late",
             report.behind_seconds
         );
     }
     let row = |name: &str, latency: Latency| {
-        println!(
+        say!(
             "{name:<28} p50 {:>9.2} ms  p95 {:>9.2} ms  p99 {:>9.2} ms",
-            latency.p50, latency.p95, latency.p99
+            latency.p50,
+            latency.p95,
+            latency.p99
         );
     };
     row("then, in the server", report.then_ms);
     row("now, at the client", report.now_ms);
     match figures.agreement {
-        Some(agreement) => println!(
+        Some(agreement) => say!(
             "answers of {} rows compared: agreement {agreement:.4}",
             figures.rows
         ),
-        None => println!("no answers could be compared: the log has not kept them in full"),
+        None => say!("no answers could be compared: the log has not kept them in full"),
     }
     if report.drawn > 0 {
-        println!(
+        say!(
             "{} generations not compared: their tokens were drawn, or of another model's vocabulary",
             report.drawn
         );

@@ -11,6 +11,7 @@ use std::{
 use crossbeam::channel::{Sender, bounded};
 
 use super::{
+    hung::watch_runner,
     load::Load,
     messages::{Boarding, Command, StepForward},
     runner::Runner,
@@ -71,7 +72,7 @@ impl GenerationEngine {
         Self::start_over(options, forward, Supervision::default())
     }
 
-    /// Starts the runner over `forward`; `supervision` is for when its device is lost.
+    /// Starts the runner over `forward`; `supervision` is for when it is lost.
     ///
     /// # Errors
     /// As [`GenerationEngine::start`].
@@ -87,21 +88,25 @@ impl GenerationEngine {
         ));
         // A sequence sends its boarding, a cancellation, and one resumption at a time.
         let (commands, inbox) = bounded(3 * load.most());
-        let name = format!("generate-{}", options.name);
+        let model = options.name.clone();
+        let name = format!("generate-{model}");
         let health = Arc::new(Health::new(
             1,
             options.metrics.device.clone(),
             supervision.changed,
         ));
         let (own_health, own_load) = (Arc::clone(&health), Arc::clone(&load));
-        let runner = Runner::new(
+        let runner = Box::new(Runner::new(
             scheduler,
             supervision.recovery,
             own_health,
             inbox,
             own_load,
             options,
-        );
+        ));
+        if let Some(watchdog) = supervision.watchdog {
+            watch_runner(&model, runner.bay(), watchdog)?;
+        }
         std::thread::Builder::new()
             .name(name)
             .spawn(move || runner.run(forward))?;

@@ -1,9 +1,8 @@
 //! How busy a generation engine is: written by its runner, read by admission, without a lock.
 
-use std::{
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
-    time::Duration,
-};
+use std::time::Duration;
+
+use crate::engine::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// The load of one engine.
 #[derive(Debug, Default)]

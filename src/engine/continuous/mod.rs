@@ -10,8 +10,10 @@
 //! its sequence's bounded stream. A stream that is full pauses its own sequence and no other.
 
 mod handle;
+mod hung;
 mod load;
 mod messages;
+mod pause;
 mod runner;
 mod sampling;
 mod sequence;

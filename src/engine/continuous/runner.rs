@@ -1,4 +1,7 @@
 //! The runner: one thread that owns a model's scheduler and cache, and runs step after step.
+//!
+//! While the model runs a step, the runner lies in a bay, where the watchdog can reach it: so its
+//! methods that run steps take it whole, and give it back.
 
 use std::{
     collections::HashMap,
@@ -19,6 +22,7 @@ use crate::{
     engine::{
         panics::panic_message,
         recovery::{Failed, Health, Lost, Recovery},
+        watchdog::Bay,
     },
     error::{RequestError, Stage},
     generation::{
@@ -34,6 +38,9 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 /// should the reader's own word have been lost.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// What is left of the longest step's time after another step: half of it after some 170.
+const LINGERS: f64 = 0.996;
+
 pub(super) struct Runner {
     scheduler: Scheduler,
     scheduler_options: SchedulerOptions,
@@ -48,6 +55,17 @@ pub(super) struct Runner {
     statistics: Arc<ModelStatistics>,
     /// Rows and tokens of a step, at most.
     room: (usize, usize),
+    bay: Arc<Bay<Self>>,
+    /// The longest that a step took, as far as that is not forgotten yet.
+    longest: Duration,
+}
+
+/// Why a runner runs no more steps on its model.
+enum Over {
+    /// Its device is lost.
+    Lost(Box<Runner>, Lost),
+    /// A step took so long that another thread has taken the runner.
+    Replaced,
 }
 
 /// What a row of a step came to.
@@ -78,29 +96,84 @@ impl Runner {
                 options.scheduler.max_step_tokens,
             ),
             scheduler_options: options.scheduler,
+            bay: Arc::default(),
+            longest: Duration::ZERO,
         }
     }
 
+    /// Where it lies while a step runs.
+    pub(super) fn bay(&self) -> Arc<Bay<Self>> {
+        Arc::clone(&self.bay)
+    }
+
+    /// How it is made anew.
+    pub(super) fn recovery(&self) -> &Recovery<StepForward> {
+        &self.recovery
+    }
+
+    /// Sequences that have not ended.
+    pub(super) fn sequences(&self) -> usize {
+        self.sequences.len()
+    }
+
     /// Runs until every [`super::GenerationEngine`] handle and stream is gone and nothing is left, or
-    /// the device is lost for good; then it still answers, until they are gone, that it is.
-    pub(super) fn run(mut self, mut forward: StepForward) {
-        while let Err(Lost(reason)) = self.run_until_lost(&mut forward) {
+    /// the device is lost for good; then it still answers, until they are gone, that it is. Ends where
+    /// a step takes so long that another thread takes this one's place.
+    pub(super) fn run(mut self: Box<Self>, mut forward: StepForward) {
+        loop {
+            let (runner, Lost(error)) = match self.run_until_over(&mut forward) {
+                Ok(()) => return,
+                Err(Over::Replaced) => {
+                    tracing::warn!("a step that was given up came back; its thread ends");
+                    return;
+                }
+                Err(Over::Lost(runner, lost)) => (runner, lost),
+            };
+            self = runner;
+            let reason = error.to_string();
             tracing::error!(reason, "the device under the model is lost");
-            self.health.lose(&reason);
+            self.health.lose(&error);
             // Frees what it holds of the device: the context is gone only with the last that holds it.
             drop(forward);
             self.refuse_all();
-            let (recovery, metrics) = (self.recovery.clone(), self.metrics.device.clone());
-            let fresh = recovery.recover(0, &reason, &metrics, |pause| {
-                self.refuse_until(Some(Instant::now() + pause))
-            });
-            let Some(fresh) = fresh else {
-                self.refuse_until(None);
+            let recovery = self.recovery.clone();
+            let Some(fresh) = self.remake(&recovery, &reason) else {
                 return;
             };
             forward = fresh;
-            self.health.regain();
         }
+    }
+
+    /// Ends what a step that hangs was run for and all else; returns the bay it lies in from now on.
+    pub(super) fn give_up(&mut self, error: &RequestError) -> Arc<Bay<Self>> {
+        self.metrics.device.hung.inc();
+        // First, so that whoever has an answer finds the instance gone.
+        self.health.lose(error);
+        self.refuse_all();
+        self.bay = Arc::default();
+        self.bay()
+    }
+
+    /// Goes on in another thread than before: as [`Runner::run`], over a model made anew.
+    pub(super) fn run_anew(mut self: Box<Self>, recovery: &Recovery<StepForward>, reason: &str) {
+        if let Some(fresh) = self.remake(recovery, reason) {
+            self.run(fresh);
+        }
+    }
+
+    /// A fresh model with an empty cache; `None`, when nothing more can come, where there is none to
+    /// be had.
+    fn remake(&mut self, recovery: &Recovery<StepForward>, reason: &str) -> Option<StepForward> {
+        let metrics = self.metrics.device.clone();
+        let fresh = recovery.recover(0, reason, &metrics, |pause| {
+            self.refuse_until(Some(Instant::now() + pause))
+        });
+        if fresh.is_none() {
+            self.refuse_until(None);
+            return None;
+        }
+        self.health.regain();
+        fresh
     }
 
     /// Ends all sequences, and forgets what the lost cache held.
@@ -146,7 +219,7 @@ impl Runner {
         }
     }
 
-    fn run_until_lost(&mut self, forward: &mut StepForward) -> Result<(), Lost> {
+    fn run_until_over(mut self: Box<Self>, forward: &mut StepForward) -> Result<(), Over> {
         let mut open = true;
         while open || !self.sequences.is_empty() {
             open = self.take_news();
@@ -159,7 +232,7 @@ impl Runner {
             if step.is_empty() {
                 open = self.wait(now);
             } else {
-                self.run_step(forward, &step)?;
+                self = self.run_step(forward, &step)?;
             }
         }
         Ok(())
@@ -300,7 +373,11 @@ impl Runner {
         }
     }
 
-    fn run_step(&mut self, forward: &mut StepForward, step: &Step) -> Result<(), Lost> {
+    fn run_step(
+        mut self: Box<Self>,
+        forward: &mut StepForward,
+        step: &Step,
+    ) -> Result<Box<Self>, Over> {
         let started = Instant::now();
         for row in &step.rows {
             if let Some(active) = self.sequences.get(&row.id) {
@@ -309,35 +386,50 @@ impl Runner {
         }
         let batch = self.pack(&step.rows);
         let packed_at = Instant::now();
-        let output = run_model(forward, &batch);
+        let output;
+        (self, output) = self.run_watched(forward, &batch)?;
         let execute = packed_at.elapsed();
         match output {
             Ok(output) => {
+                self.longest = self.longest.mul_f64(LINGERS).max(execute);
                 self.count(&batch, started, packed_at, execute);
                 self.scheduler.complete(step);
                 self.take_outputs(&step.rows, &output);
-                Ok(())
+                Ok(self)
             }
             Err(failed) => self.run_in_parts(forward, &step.rows, failed),
         }
+    }
+
+    /// Runs the model, while all else lies in the bay.
+    fn run_watched(
+        self: Box<Self>,
+        forward: &mut StepForward,
+        batch: &DecoderBatch,
+    ) -> Result<(Box<Self>, Result<StepOutput, Failed>), Over> {
+        let (bay, expected) = (self.bay(), self.longest);
+        bay.lay(self, expected);
+        let output = run_model(forward, batch);
+        let runner = bay.take_back().ok_or(Over::Replaced)?;
+        Ok((runner, output))
     }
 
     /// Runs rows that failed together: in halves where the device had no memory for all of them, else
     /// each alone, so that the one at fault is the only one to fail. Keys and values that the failed
     /// step has written are written again, to the same places.
     fn run_in_parts(
-        &mut self,
+        mut self: Box<Self>,
         forward: &mut StepForward,
         rows: &[StepRow],
         failed: Failed,
-    ) -> Result<(), Lost> {
+    ) -> Result<Box<Self>, Over> {
         if let Some(lost) = failed.lost() {
-            return Err(lost);
+            return Err(Over::Lost(self, lost));
         }
         let error = failed.error;
         if let [row] = rows {
             self.end(row.id, |active| active.fail(error));
-            return Ok(());
+            return Ok(self);
         }
         let size = if failed.kind == DeviceFailure::OutOfMemory {
             tracing::warn!(%error, rows = rows.len(), "no memory for a step; running it in halves");
@@ -350,16 +442,18 @@ impl Runner {
         };
         for part in rows.chunks(size) {
             let batch = self.pack(part);
-            match run_model(forward, &batch) {
+            let output;
+            (self, output) = self.run_watched(forward, &batch)?;
+            match output {
                 Ok(output) => {
                     let rows = part.to_vec();
                     self.scheduler.complete(&Step { rows });
                     self.take_outputs(part, &output);
                 }
-                Err(failed) => self.run_in_parts(forward, part, failed)?,
+                Err(failed) => self = self.run_in_parts(forward, part, failed)?,
             }
         }
-        Ok(())
+        Ok(self)
     }
 
     fn pack(&self, rows: &[StepRow]) -> DecoderBatch {

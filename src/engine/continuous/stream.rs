@@ -1,13 +1,12 @@
 //! The way a sequence's tokens take back to whoever reads them, bounded.
 //!
-//! When a stream is nearly full the runner pauses its sequence and raises a flag; the reader, having
-//! made room again, lowers the flag and asks to go on. Whichever of the two looks second sees what
-//! the other did, so that a pause is never forgotten.
+//! When a stream is nearly full the runner pauses its sequence and raises a flag (`pause`); the
+//! reader, having made room again, takes the flag away and asks to go on.
 
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+        atomic::{AtomicU32, Ordering::SeqCst},
     },
     time::Instant,
 };
@@ -15,7 +14,7 @@ use std::{
 use crossbeam::channel::Sender;
 use tokio::sync::mpsc;
 
-use super::messages::Command;
+use super::{messages::Command, pause::Pause};
 use crate::{
     error::RequestError,
     generation::{FinishReason, SequenceId},
@@ -54,7 +53,7 @@ pub enum SequenceEvent {
 /// What both ends see.
 #[derive(Debug, Default)]
 struct Shared {
-    paused: AtomicBool,
+    pause: Pause,
     cached_tokens: AtomicU32,
     /// When the first step with a part of it began.
     started: OnceLock<Instant>,
@@ -133,13 +132,7 @@ impl EventSink {
         if self.events.capacity() >= EVENTS_OF_A_STEP {
             return false;
         }
-        self.shared.paused.store(true, SeqCst);
-        // The reader may have made room before it could see the flag.
-        if self.has_caught_up() {
-            self.shared.paused.store(false, SeqCst);
-            return false;
-        }
-        true
+        self.shared.pause.raise(|| self.has_caught_up())
     }
 
     /// Whether there is room enough to go on after a pause.
@@ -149,7 +142,7 @@ impl EventSink {
 
     /// Notes that the sequence goes on.
     pub(super) fn resumed(&self) {
-        self.shared.paused.store(false, SeqCst);
+        self.shared.pause.lower();
     }
 }
 
@@ -208,7 +201,7 @@ impl SequenceStream {
             event,
             None | Some(SequenceEvent::Finished(_) | SequenceEvent::Failed(_))
         );
-        if self.events.len() <= UNREAD / 4 && self.shared.paused.swap(false, SeqCst) {
+        if self.events.len() <= UNREAD / 4 && self.shared.pause.take() {
             // The runner looks by itself now and then, should the channel be full.
             let _ = self.commands.try_send(Command::Resume(self.id));
         }

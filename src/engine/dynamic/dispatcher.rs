@@ -137,16 +137,23 @@ impl Dispatcher {
             Report::Done(done) => self.finish(&done),
             Report::Lost(reason) => {
                 self.health.lose(&reason);
-                if self.health.alive() == 0 {
-                    self.refuse_all();
+                self.refuse_if_none_is_left();
+            }
+            Report::Hung(batch) => {
+                if let Some(batch) = batch {
+                    self.finish(&batch);
                 }
+                self.refuse_if_none_is_left();
             }
             Report::Back => self.health.regain(),
         }
     }
 
-    /// Answers all that waits and that no instance is left for.
-    fn refuse_all(&mut self) {
+    /// Answers all that waits, where no instance is left for it.
+    fn refuse_if_none_is_left(&mut self) {
+        if self.health.alive() > 0 {
+            return;
+        }
         let now = Instant::now();
         while let Ok(batch) = self.dock.staged.try_recv() {
             self.out -= 1;
@@ -267,9 +274,7 @@ impl Dispatcher {
     fn drain(mut self) {
         loop {
             self.drop_expired(Instant::now());
-            if self.health.alive() == 0 {
-                self.refuse_all();
-            }
+            self.refuse_if_none_is_left();
             while self.out <= self.health.alive() {
                 let Some(batch) = self.queue.drain(Instant::now()) else {
                     break;

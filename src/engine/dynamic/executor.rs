@@ -3,6 +3,8 @@
 //! A batch that fails, by error or panic, is run again row by row, so that only the row at fault
 //! fails; one that the device has no memory for, in halves. Where the device itself is lost the
 //! instance ends, or is made anew. A row that went away or whose deadline passed while it was staged is not run.
+//!
+//! While the model runs, the rows lie in a bay, where the watchdog can reach them.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -13,6 +15,7 @@ use std::{
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::{
+    load::Load,
     messages::{Done, Forward, Report},
     row::{RowAnswer, WorkRow, expired},
 };
@@ -22,6 +25,7 @@ use crate::{
     engine::{
         panics::panic_message,
         recovery::{Failed, Lost, Recovery},
+        watchdog::Bay,
     },
     error::RequestError,
     models::{PackedBatch, RowOutput},
@@ -31,6 +35,7 @@ use crate::{
     },
 };
 
+#[derive(Clone)]
 pub(super) struct Executor {
     pub(super) instance: usize,
     /// The model's name.
@@ -44,65 +49,153 @@ pub(super) struct Executor {
     pub(super) recovery: Recovery<Forward>,
     pub(super) metrics: ModelMetrics,
     pub(super) statistics: Arc<ModelStatistics>,
+    pub(super) load: Arc<Load>,
+    pub(super) bay: Arc<Bay<InHand>>,
+}
+
+/// What an executor has to answer for while its model runs.
+#[derive(Debug)]
+pub(super) struct InHand {
+    /// Those that run.
+    pub(super) rows: Vec<Row<WorkRow>>,
+    /// The parts of their batch that are still to be run, the next one last.
+    behind: Vec<Vec<Row<WorkRow>>>,
+    /// What the dispatcher is to be told, where it was not told yet that the batch is done.
+    untold: Option<Done>,
+}
+
+/// Why an executor runs no more batches on its model.
+enum Over {
+    /// Its device is lost.
+    Lost(Lost),
+    /// A run took so long that another thread has taken the executor's place.
+    Replaced,
+}
+
+impl InHand {
+    /// Tokens of those that run.
+    pub(super) fn tokens(&self) -> usize {
+        self.rows.iter().map(|row| row.tokens as usize).sum()
+    }
+
+    /// Answers every row; returns what the dispatcher is to be told.
+    pub(super) fn refuse(self, error: &RequestError) -> Option<Done> {
+        fail_all(self.rows, error);
+        fail_all(self.behind.into_iter().flatten(), error);
+        self.untold
+    }
 }
 
 impl Executor {
-    /// Runs batches until the dispatcher is gone, or the device is lost for good.
+    /// One with a bay of its own.
+    pub(super) fn for_instance(&self, instance: usize) -> Self {
+        Self {
+            instance,
+            bay: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    /// Has a thread of its own do this.
+    pub(super) fn start(self, run: impl FnOnce(Self) + Send + 'static) -> std::io::Result<()> {
+        std::thread::Builder::new()
+            .name(format!("run-{}-{}", self.name, self.instance))
+            .spawn(move || run(self))?;
+        Ok(())
+    }
+
+    /// Runs batches until the dispatcher is gone, the device is lost for good, or a run takes so long
+    /// that another thread takes this one's place.
     pub(super) fn run(self, mut forward: Forward) {
-        while let Err(Lost(reason)) = self.run_until_lost(&forward) {
+        loop {
+            let Lost(error) = match self.run_until_over(&forward) {
+                Ok(()) => return,
+                Err(Over::Replaced) => {
+                    tracing::warn!(
+                        instance = self.instance,
+                        "a run that was given up came back; its thread ends"
+                    );
+                    return;
+                }
+                Err(Over::Lost(lost)) => lost,
+            };
+            let reason = error.to_string();
             tracing::error!(
                 instance = self.instance,
                 reason,
                 "the device under an instance is lost"
             );
             // An error means that the dispatcher is gone, and nobody is left to be told.
-            let _ = self.reports.send(Report::Lost(reason.clone()));
+            let _ = self.reports.send(Report::Lost(error));
             // Frees what it holds of the device: the context is gone only with the last that holds it.
             drop(forward);
-            let metrics = &self.metrics.device;
-            let pause = |time| self.closing.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
-            let recovery = &self.recovery;
-            let Some(fresh) = recovery.recover(self.instance, &reason, metrics, pause) else {
-                // Stays until the dispatcher is gone, so that this never hears the last of it.
-                let _ = self.closing.recv();
+            let Some(fresh) = self.remake(&self.recovery, &reason) else {
                 return;
             };
             forward = fresh;
-            let _ = self.reports.send(Report::Back);
         }
     }
 
-    fn run_until_lost(&self, forward: &Forward) -> Result<(), Lost> {
+    /// Takes the place of an executor that hangs: as [`Executor::run`], over a model made anew.
+    pub(super) fn run_anew(self, recovery: &Recovery<Forward>, reason: &str) {
+        if let Some(fresh) = self.remake(recovery, reason) {
+            self.run(fresh);
+        }
+    }
+
+    /// A fresh model, of which the dispatcher is told; `None`, when the dispatcher is gone, where
+    /// there is none to be had.
+    fn remake(&self, recovery: &Recovery<Forward>, reason: &str) -> Option<Forward> {
+        let metrics = &self.metrics.device;
+        let pause = |time| self.closing.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
+        let Some(fresh) = recovery.recover(self.instance, reason, metrics, pause) else {
+            // Stays until the dispatcher is gone, so that this never hears the last of it.
+            let _ = self.closing.recv();
+            return None;
+        };
+        let _ = self.reports.send(Report::Back);
+        Some(fresh)
+    }
+
+    fn run_until_over(&self, forward: &Forward) -> Result<(), Over> {
         for batch in &self.batches {
             self.run_batch(forward, batch.rows)?;
         }
         Ok(())
     }
 
-    fn run_batch(&self, forward: &Forward, rows: Vec<Row<WorkRow>>) -> Result<(), Lost> {
+    fn run_batch(&self, forward: &Forward, rows: Vec<Row<WorkRow>>) -> Result<(), Over> {
         let started = Instant::now();
-        let given_out = rows.len();
-        let rows = still_wanted(rows, started);
-        let packed = pack(&rows);
-        let packed_at = Instant::now();
-        let outputs = if rows.is_empty() {
-            Ok(Vec::new())
-        } else {
-            run_model(forward, &packed)
+        let mut done = Done {
+            rows: rows.len(),
+            tokens: 0,
+            sum_len_squared: 0,
+            elapsed: None,
         };
+        let rows = still_wanted(rows, started);
+        if rows.is_empty() {
+            let _ = self.reports.send(Report::Done(done));
+            return Ok(());
+        }
+        let packed = pack(&rows);
+        done.tokens = packed.tokens().len();
+        done.sum_len_squared = packed.sum_len_squared();
+        let packed_at = Instant::now();
+        let in_hand = InHand {
+            rows,
+            behind: Vec::new(),
+            untold: Some(done),
+        };
+        let (in_hand, outputs) = self.run_watched(forward, &packed, in_hand)?;
         let execute = packed_at.elapsed();
 
         // First of all the dispatcher, so that the next batch can leave while answers go out.
-        let _ = self.reports.send(Report::Done(Done {
-            rows: given_out,
-            tokens: packed.tokens().len(),
-            sum_len_squared: packed.sum_len_squared(),
-            elapsed: (outputs.is_ok() && !rows.is_empty()).then_some(execute),
-        }));
-        if rows.is_empty() {
-            return Ok(());
+        let elapsed = outputs.is_ok().then_some(execute);
+        if let Some(done) = in_hand.untold {
+            let _ = self.reports.send(Report::Done(Done { elapsed, ..done }));
         }
 
+        let rows = in_hand.rows;
         let count = rows.len();
         self.count(&rows, &packed, started, execute);
         // Before the answers, so that whoever has one finds its batch counted. Handing them out takes
@@ -129,61 +222,85 @@ impl Executor {
         }
     }
 
+    /// Runs the model, while what it is run for lies in the bay.
+    fn run_watched(
+        &self,
+        forward: &Forward,
+        packed: &PackedBatch,
+        in_hand: InHand,
+    ) -> Result<(InHand, Result<Vec<RowOutput>, Failed>), Over> {
+        let expected = self.load.predict(packed.tokens().len());
+        self.bay.lay(Box::new(in_hand), expected);
+        let outputs = run_model(forward, packed);
+        let in_hand = self.bay.take_back().ok_or(Over::Replaced)?;
+        Ok((*in_hand, outputs))
+    }
+
     /// Runs rows that failed together: in halves where the device had no memory for all of them, else
     /// each alone, so that the one at fault is the only one to fail. A row that fails alone is
     /// answered so; where the device is lost, all are.
     fn run_in_parts(
         &self,
         forward: &Forward,
-        mut rows: Vec<Row<WorkRow>>,
+        rows: Vec<Row<WorkRow>>,
         failed: &Failed,
-    ) -> Result<(), Lost> {
-        if let Some(lost) = failed.lost() {
-            fail_all(rows, &failed.error);
-            return Err(lost);
-        }
-        if rows.len() == 1 {
-            fail_all(rows, &failed.error);
-            return Ok(());
-        }
-        let error = &failed.error;
-        let parts = if failed.kind == DeviceFailure::OutOfMemory {
-            tracing::warn!(%error, rows = rows.len(), "no memory for a batch; running it in halves");
-            self.metrics.device.split_batches.inc();
-            let second = rows.split_off(rows.len() / 2);
-            vec![rows, second]
-        } else {
-            tracing::warn!(%error, rows = rows.len(), "batch failed; running its rows one by one");
-            self.metrics.isolated_batches.inc();
-            rows.into_iter().map(|row| vec![row]).collect()
-        };
-        let mut parts = parts.into_iter();
-        for part in &mut parts {
-            if let Err(lost) = self.run_part(forward, part) {
-                let reason = lost.0.clone();
-                fail_all(parts.flatten(), &RequestError::DeviceLost { reason });
-                return Err(lost);
+    ) -> Result<(), Over> {
+        let mut behind = Vec::new();
+        self.divide(rows, failed, &mut behind)?;
+        while let Some(part) = behind.pop() {
+            let started = Instant::now();
+            let rows = still_wanted(part, started);
+            if rows.is_empty() {
+                continue;
+            }
+            let packed = pack(&rows);
+            let in_hand = InHand {
+                rows,
+                behind,
+                untold: None,
+            };
+            let (in_hand, outputs) = self.run_watched(forward, &packed, in_hand)?;
+            behind = in_hand.behind;
+            match outputs {
+                Ok(outputs) => {
+                    let (execute, count) = (started.elapsed(), in_hand.rows.len());
+                    for (row, output) in in_hand.rows.into_iter().zip(outputs) {
+                        answer(row, output, started, execute, count, None);
+                    }
+                }
+                Err(failed) => self.divide(in_hand.rows, &failed, &mut behind)?,
             }
         }
         Ok(())
     }
 
-    fn run_part(&self, forward: &Forward, rows: Vec<Row<WorkRow>>) -> Result<(), Lost> {
-        let started = Instant::now();
-        let rows = still_wanted(rows, started);
-        if rows.is_empty() {
-            return Ok(());
+    /// Puts the parts of rows that failed together on top of those that are still to be run; answers
+    /// a row that failed alone, and all where the device is lost.
+    fn divide(
+        &self,
+        mut rows: Vec<Row<WorkRow>>,
+        failed: &Failed,
+        behind: &mut Vec<Vec<Row<WorkRow>>>,
+    ) -> Result<(), Over> {
+        let error = &failed.error;
+        if let Some(lost) = failed.lost() {
+            fail_all(rows, error);
+            fail_all(behind.drain(..).flatten(), error);
+            return Err(Over::Lost(lost));
         }
-        match run_model(forward, &pack(&rows)) {
-            Ok(outputs) => {
-                let (execute, count) = (started.elapsed(), rows.len());
-                for (row, output) in rows.into_iter().zip(outputs) {
-                    answer(row, output, started, execute, count, None);
-                }
-                Ok(())
-            }
-            Err(failed) => self.run_in_parts(forward, rows, &failed),
+        if rows.len() == 1 {
+            fail_all(rows, error);
+        } else if failed.kind == DeviceFailure::OutOfMemory {
+            tracing::warn!(%error, rows = rows.len(), "no memory for a batch; running it in halves");
+            self.metrics.device.split_batches.inc();
+            let second = rows.split_off(rows.len() / 2);
+            behind.extend([second, rows]);
+        } else {
+            tracing::warn!(%error, rows = rows.len(), "batch failed; running its rows one by one");
+            self.metrics.isolated_batches.inc();
+            behind.extend(rows.into_iter().rev().map(|row| vec![row]));
         }
+        Ok(())
     }
 
     /// Notes a batch that has rows whose requests are traced.

@@ -13,6 +13,7 @@ use crossbeam::channel::{Sender, bounded, unbounded};
 use super::{
     dispatcher::{Dispatcher, Dock},
     executor::Executor,
+    hung::Replacing,
     load::Load,
     messages::{CancelHandle, Command, Forward, ids},
     row::{Answers, Departure, RowWork},
@@ -58,8 +59,8 @@ impl Engine {
         Self::start_over(options, forwards, &Supervision::default())
     }
 
-    /// Starts the dispatcher and an executor over each of `forwards`; `supervision` is for those whose
-    /// device is lost. `options.instances` says nothing here.
+    /// Starts the dispatcher and an executor over each of `forwards`; `supervision` is for those that
+    /// are lost. `options.instances` says nothing here.
     ///
     /// # Errors
     /// When the system refuses a thread.
@@ -88,21 +89,32 @@ impl Engine {
         // A few words an instance and batch.
         let (reports, news) = unbounded();
         let (open, closing) = bounded(0);
+        let executor = Executor {
+            instance: 0,
+            name: Arc::from(options.name.as_str()),
+            room: (options.policy.max_rows, options.policy.max_tokens),
+            batches: staged.clone(),
+            reports,
+            closing,
+            recovery: supervision.recovery.clone(),
+            metrics: options.metrics.clone(),
+            statistics: Arc::clone(&options.statistics),
+            load: Arc::clone(&load),
+            bay: Arc::default(),
+        };
+        let mut bays = Vec::with_capacity(forwards.len());
         for (instance, forward) in forwards.into_iter().enumerate() {
-            let executor = Executor {
-                instance,
-                name: Arc::from(options.name.as_str()),
-                room: (options.policy.max_rows, options.policy.max_tokens),
-                batches: staged.clone(),
-                reports: reports.clone(),
-                closing: closing.clone(),
-                recovery: supervision.recovery.clone(),
-                metrics: options.metrics.clone(),
-                statistics: Arc::clone(&options.statistics),
+            let executor = executor.for_instance(instance);
+            bays.push(Arc::clone(&executor.bay));
+            executor.start(move |executor| executor.run(forward))?;
+        }
+        if let Some(watchdog) = supervision.watchdog.clone() {
+            let replacing = Replacing {
+                executor,
+                health: Arc::clone(&health),
+                watchdog,
             };
-            std::thread::Builder::new()
-                .name(format!("run-{}-{instance}", options.name))
-                .spawn(move || executor.run(forward))?;
+            replacing.start(bays)?;
         }
         let dispatcher = Dispatcher::new(
             options.policy,
@@ -224,10 +236,7 @@ impl Engine {
             return Ok(());
         };
         let left = deadline.saturating_duration_since(now);
-        let coefficient = |bits: &AtomicU64| f64::from_bits(bits.load(Relaxed));
-        let own_ns =
-            coefficient(&self.load.fixed_ns) + coefficient(&self.load.token_ns) * tokens as f64;
-        let own = Duration::from_nanos(own_ns as u64);
+        let own = self.load.predict(tokens);
         let backlog = self.backlog_before(departure.priority);
         let needed = backlog + own;
         if needed <= left {

@@ -1,8 +1,11 @@
 //! How busy an engine is: written by its dispatcher, read by admission, without a lock.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
-use crate::batching::Priority;
+use crate::{
+    batching::Priority,
+    engine::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+};
 
 /// The load of one engine.
 #[derive(Debug)]
@@ -27,5 +30,12 @@ impl Load {
                     .filter(|&then| then <= self.max_waiting_rows)
             })
             .map(drop)
+    }
+
+    /// Predicted run time of a batch of so many tokens.
+    pub(super) fn predict(&self, tokens: usize) -> Duration {
+        let coefficient = |bits: &AtomicU64| f64::from_bits(bits.load(Relaxed));
+        let nanoseconds = coefficient(&self.fixed_ns) + coefficient(&self.token_ns) * tokens as f64;
+        Duration::from_nanos(nanoseconds as u64)
     }
 }

@@ -7,6 +7,7 @@ use crossbeam::channel::Sender;
 use super::row::WorkRow;
 use crate::{
     batching::{Row, RowId},
+    error::RequestError,
     models::{ForwardError, PackedBatch, RowOutput},
 };
 
@@ -33,8 +34,11 @@ pub(super) enum Command {
 pub(super) enum Report {
     /// A batch is done.
     Done(Done),
-    /// The device under the instance is lost; it takes no more batches.
-    Lost(String),
+    /// The device under the instance is lost: what its requests are answered. It takes no more batches.
+    Lost(RequestError),
+    /// The instance hangs and was counted as lost; with the batch that it was given, where that was
+    /// not reported done.
+    Hung(Option<Done>),
     /// The instance is made anew and takes batches again.
     Back,
 }

@@ -11,6 +11,7 @@
 mod dispatcher;
 mod executor;
 mod handle;
+mod hung;
 mod load;
 mod messages;
 mod row;

@@ -10,7 +10,8 @@ use super::super::plan::{LayerPlan, NormPlan};
 use super::super::projection::Projection;
 use super::super::spec::EncoderSpec;
 use super::super::tensor_plan::ProjectionPlan;
-use crate::ops::{Attention, BiasActivation, Pool, Pooling, ResidualNorm};
+use super::on_rows::LayerOnRows;
+use crate::ops::{Attention, AttentionIn, BiasActivation, Pool, Pooling, ResidualNorm};
 
 /// A layer with its weights.
 #[derive(Debug)]
@@ -19,12 +20,12 @@ pub(super) struct Layer {
     qkv: Projection,
     attention: Attention,
     attention_out: Projection,
-    attention_norm: ResidualNorm,
+    pub(super) attention_norm: ResidualNorm,
     feed_in: Projection,
-    feed_bias: Tensor,
-    activation: BiasActivation,
+    pub(super) feed_bias: Tensor,
+    pub(super) activation: BiasActivation,
     feed_out: Projection,
-    feed_norm: ResidualNorm,
+    pub(super) feed_norm: ResidualNorm,
 }
 
 impl Layer {
@@ -85,7 +86,7 @@ impl Layer {
         longest: usize,
         keep: Option<Pooling>,
     ) -> DeviceResult<Tensor> {
-        let attended = self.attention.apply_within(qkv, cu_seqlens, longest)?;
+        let attended = self.attention().apply_within(qkv, cu_seqlens, longest)?;
         match keep {
             None => self.finish(&attended, x),
             Some(pooling) => {
@@ -105,8 +106,36 @@ impl Layer {
         cu_seqlens: &Tensor,
         part: Range<usize>,
     ) -> DeviceResult<Tensor> {
-        let attended = self.attention.apply_to_part(qkv, cu_seqlens, part)?;
+        let attended = self.attention().apply_to_part(qkv, cu_seqlens, part)?;
         self.finish(&attended, x)
+    }
+
+    /// The layer for threads that have each some tokens and need nothing of each other but keys and
+    /// values, if its weights allow it: the same bits, without a tensor for every step between.
+    pub fn on_rows(&self) -> Option<LayerOnRows<'_>> {
+        Some(LayerOnRows {
+            layer: self,
+            qkv: self.qkv.on_rows()?,
+            attention_out: self.attention_out.on_rows()?,
+            feed_in: self.feed_in.on_rows()?,
+            feed_out: self.feed_out.on_rows()?,
+        })
+    }
+
+    /// Attention in the precision of the product before it.
+    pub fn attention(&self) -> AttentionIn<'_> {
+        self.attention.computing(self.qkv.compute())
+    }
+
+    /// Whether its weights are f32.
+    pub fn is_dense(&self) -> bool {
+        let products = [
+            &self.qkv,
+            &self.attention_out,
+            &self.feed_in,
+            &self.feed_out,
+        ];
+        products.into_iter().all(Projection::is_dense)
     }
 
     fn finish(&self, attended: &Tensor, x: &Tensor) -> DeviceResult<Tensor> {

@@ -9,12 +9,18 @@
 //! Post-norm, as Devlin et al. 2018. When the head looks at one token per row (CLS or last), the
 //! last layer drops the others as soon as attention has read them.
 
+mod gradients;
 mod layer;
+mod on_rows;
 mod run;
 mod shares;
 
 #[cfg(test)]
+mod gradient_tests;
+#[cfg(test)]
 mod tests;
+
+pub use gradients::{DifferentiableEncoder, Line};
 
 use std::path::Path;
 
@@ -57,6 +63,7 @@ pub struct EncoderModel {
     /// The one token per row that the head needs after the last layer; `None` is all.
     single_token: Option<Pooling>,
     device: Device,
+    compute: Compute,
     parameters: usize,
     memory_bytes: usize,
     unused_tensors: Vec<String>,
@@ -126,6 +133,7 @@ impl EncoderModel {
             labels,
             single_token: head.single_token(),
             device: device.clone(),
+            compute: options.compute,
             parameters,
             memory_bytes: loader.memory_bytes(),
             unused_tensors: source.unused(plan.tensors()),
@@ -169,6 +177,11 @@ impl EncoderModel {
     /// Number of weights that are loaded.
     pub fn parameters(&self) -> usize {
         self.parameters
+    }
+
+    /// Whether all of its products are of f32 weights, computed in f32.
+    pub fn is_f32(&self) -> bool {
+        self.compute == Compute::F32 && self.layers.iter().all(Layer::is_dense)
     }
 
     /// Bytes that the weights take on the device.

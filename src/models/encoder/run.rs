@@ -8,6 +8,7 @@
 //! - **Tokens.** Where rows don't divide evenly, such as a single long one, each thread has some
 //!   tokens. All they need of each other are the keys and values, so they meet once a layer.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
@@ -15,6 +16,8 @@ use rayon::prelude::*;
 
 use super::super::heads::RowOutput;
 use super::super::packed::PackedBatch;
+use super::layer::Layer;
+use super::on_rows::LayerOnRows;
 use super::{EncoderModel, shares};
 use crate::ops::{parallel, upload};
 
@@ -33,7 +36,10 @@ impl EncoderModel {
         let tokens = batch.tokens().len();
         if threads > 1 && tokens >= threads * LEAST_TOKENS {
             let parts = threads * tokens.div_ceil(threads * TOKENS);
-            return self.run_tokens(batch, parts);
+            return match self.layers_on_rows() {
+                Some(layers) => self.run_tokens_on_rows(batch, parts, &layers),
+                None => self.run_tokens(batch, parts),
+            };
         }
         self.run_whole(batch)
     }
@@ -49,12 +55,49 @@ impl EncoderModel {
         self.answer(batch, &x, cu_seqlens)
     }
 
+    /// On this thread alone, layer by layer; `None` if the weights don't allow it.
+    fn run_alone(&self, batch: &PackedBatch) -> Result<Option<Vec<RowOutput>>> {
+        let Some(layers) = self.layers_on_rows() else {
+            return Ok(None);
+        };
+        thread_local! {
+            static QKV: RefCell<Vec<f32>> = RefCell::default();
+        }
+        let (x, cu_seqlens) = self.embed(batch)?;
+        let (tokens, hidden) = x.dims2()?;
+        let mut x = x.flatten_all()?.to_vec1::<f32>()?;
+        let mut qkv = QKV.take();
+        let len = tokens * 3 * hidden;
+        qkv.resize(qkv.len().max(len), 0.0);
+        for layer in &layers[..layers.len() - usize::from(self.single_token.is_some())] {
+            layer.project(&mut qkv[..len], &x)?;
+            layer.finish(&mut x, &qkv[..len], batch.cu_seqlens(), 0..tokens)?;
+        }
+        QKV.set(qkv);
+        let mut x = Tensor::from_vec(x, (tokens, hidden), &self.device)?;
+        if let (Some(last), Some(_)) = (self.layers.last(), self.single_token) {
+            x = last.forward(&x, &cu_seqlens, batch.max_len(), self.single_token)?;
+        }
+        self.answer(batch, &x, cu_seqlens).map(Some)
+    }
+
+    /// The layers for [`LayerOnRows`], if all of them are.
+    fn layers_on_rows(&self) -> Option<Vec<LayerOnRows<'_>>> {
+        self.layers.iter().map(Layer::on_rows).collect()
+    }
+
     /// Each share of the rows on one thread.
     fn run_rows(&self, batch: &PackedBatch, shares: &[Vec<usize>]) -> Result<Vec<RowOutput>> {
         let outputs: Vec<Vec<RowOutput>> = shares
             .par_iter()
             .with_max_len(1)
-            .map(|rows| parallel::alone(|| self.run_whole(&batch.select(rows))))
+            .map(|rows| {
+                let batch = batch.select(rows);
+                parallel::alone(|| match self.run_alone(&batch)? {
+                    Some(outputs) => Ok(outputs),
+                    None => self.run_whole(&batch),
+                })
+            })
             .collect::<Result<_>>()?;
         let mut in_order: Vec<_> = shares
             .iter()
@@ -104,6 +147,48 @@ impl EncoderModel {
         self.answer(batch, &Part::join(&found)?, cu_seqlens)
     }
 
+    /// As [`EncoderModel::run_tokens`], on the values themselves.
+    fn run_tokens_on_rows(
+        &self,
+        batch: &PackedBatch,
+        parts: usize,
+        layers: &[LayerOnRows<'_>],
+    ) -> Result<Vec<RowOutput>> {
+        let (x, ends) = self.embed(batch)?;
+        let (tokens, hidden) = x.dims2()?;
+        let mut x = x.flatten_all()?.to_vec1::<f32>()?;
+        // What a layer reads, and what it makes for the next.
+        let [mut qkv, mut made] = [(); 2].map(|()| vec![0f32; tokens * 3 * hidden]);
+        let part = |i: usize| i * tokens / parts..(i + 1) * tokens / parts;
+        let ends_of_parts: Vec<usize> = (0..parts).map(|i| part(i).end).collect();
+        let whole = layers.len() - usize::from(self.single_token.is_some());
+        for i in 0..=whole {
+            let this = i.checked_sub(1).map(|i| layers[i]);
+            let next = layers.get(i);
+            cut(&mut x, hidden, &ends_of_parts)
+                .into_par_iter()
+                .zip(cut(&mut made, 3 * hidden, &ends_of_parts))
+                .enumerate()
+                .with_max_len(1)
+                .map(|(i, (x, made))| {
+                    parallel::alone(|| {
+                        if let Some(layer) = this {
+                            layer.finish(x, &qkv, batch.cu_seqlens(), part(i))?;
+                        }
+                        next.map_or(Ok(()), |layer| layer.project(made, x))
+                    })
+                })
+                .collect::<Result<()>>()?;
+            std::mem::swap(&mut qkv, &mut made);
+        }
+        let mut x = Tensor::from_vec(x, (tokens, hidden), &self.device)?;
+        if let (Some(last), Some(_)) = (self.layers.last(), self.single_token) {
+            let qkv = Tensor::from_vec(qkv, (tokens, 3 * hidden), &self.device)?;
+            x = last.forward_from(&qkv, &x, &ends, batch.max_len(), self.single_token)?;
+        }
+        self.answer(batch, &x, ends)
+    }
+
     /// The first layer's input, and where its rows begin and end.
     fn embed(&self, batch: &PackedBatch) -> Result<(Tensor, Tensor)> {
         let lists = [batch.tokens(), batch.type_ids(), batch.cu_seqlens()];
@@ -124,6 +209,18 @@ impl EncoderModel {
         };
         self.head.forward(x, &ends, batch.lengths())
     }
+}
+
+/// Rows of `width` values, cut where each part ends.
+fn cut<'a>(mut values: &'a mut [f32], width: usize, ends: &[usize]) -> Vec<&'a mut [f32]> {
+    let mut begin = 0;
+    let mut parts = Vec::with_capacity(ends.len());
+    for end in ends {
+        let (part, rest) = values.split_at_mut((end - begin) * width);
+        (values, begin) = (rest, *end);
+        parts.push(part);
+    }
+    parts
 }
 
 /// What a thread has of its tokens.

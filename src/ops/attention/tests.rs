@@ -111,6 +111,39 @@ fn all_instruction_sets_agree() {
 }
 
 #[test]
+fn bf16_loses_as_much_as_its_digits_and_zeros_what_is_beside_an_odd_key() -> Result<()> {
+    // The longer rows first, so that the shorter ones find their keys in the scratch.
+    let lengths = [131, 70, 33, 5, 1];
+    for (heads, dim) in [(2, 32), (3, 20), (1, 64), (2, 7)] {
+        let (tokens, hidden) = (lengths.iter().sum::<usize>(), heads * dim);
+        let mut random = Random::new(21);
+        let mut qkv = random.values(tokens * 3 * hidden, 2.0);
+        // What the next row must not see of the first, not even times zero.
+        qkv[2 * hidden..3 * hidden].fill(f32::INFINITY);
+        let bias = random.values(3 * hidden, 1.0);
+        let expected = reference(&qkv, &bias, &lengths, heads);
+        let op = Attention {
+            heads,
+            bias: Some(Tensor::from_slice(&bias, bias.len(), &Device::Cpu)?),
+        };
+        let qkv = Tensor::from_vec(qkv, (tokens, 3 * hidden), &Device::Cpu)?;
+        let ends = indices(&cu_seqlens(&lengths))?;
+        let op = op.computing(Compute::Bf16);
+        let y = op.apply_within(&qkv, &ends, 131)?;
+        let y: Vec<f32> = y.flatten_all()?.to_vec1()?;
+        let from = 131 * hidden;
+        let error = max_error(&y[from..], &expected[from..]);
+        assert!(error < 3e-2, "{heads}x{dim}: {error:e}");
+        let part: Vec<f32> = op
+            .apply_to_part(&qkv, &ends, 150..210)?
+            .flatten_all()?
+            .to_vec1()?;
+        assert_eq!(part, y[150 * hidden..210 * hidden]);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_row_does_not_see_its_neighbours() -> Result<()> {
     let (heads, hidden) = (2, 64);
     let op = Attention { heads, bias: None };

@@ -5,8 +5,9 @@
     reason = "iterators over vectors might not be inlined, and they would go through memory"
 )]
 
-use super::super::simd::{Arithmetic, Tile, WIDTH};
-use super::super::vector_math::exp;
+use super::super::linear::dot::Dot;
+use super::super::simd::{Arithmetic, WIDTH};
+use super::products::Products;
 
 /// Keys per tile: scores of a tile are `KEYS` by 16 or 32 floats, 3 or 6 KiB, and stay in L1
 /// together with the tile's keys and values for head sizes up to 64.
@@ -17,17 +18,18 @@ const KEY_GROUP: usize = 6;
 /// Head dimensions that V is padded to a multiple of.
 pub(super) const DIMS: usize = WIDTH;
 
-/// Buffers of a thread, kept from task to task.
+/// Buffers of a thread, kept from task to task. A word is one value, or two that are multiplied
+/// together.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// K of one head, `[len up to a multiple of KEY_GROUP, d]`.
-    keys: Vec<f32>,
-    /// V of one head, `[len, d up to a multiple of DIMS]`.
-    values: Vec<f32>,
-    /// Scaled Q of one tile, transposed: `[d, lanes]`.
-    queries: Vec<f32>,
-    /// Scores, then weights, of one tile: `[KEYS, lanes]`.
-    scores: Vec<f32>,
+    /// K of one head, `[len up to a multiple of KEY_GROUP, words of d]`.
+    keys: Vec<u32>,
+    /// V of one head, `[words of len, d up to a multiple of DIMS]`.
+    values: Vec<u32>,
+    /// Scaled Q of one tile, transposed: `[words of d, lanes]`.
+    queries: Vec<u32>,
+    /// Scores, then weights, of one tile: `[KEYS, lanes]`, then `[words of KEYS, lanes]`.
+    scores: Vec<u32>,
     /// `y` of one tile before the division by `l`: `[lanes, padded d]`.
     sums: Vec<f32>,
 }
@@ -47,8 +49,18 @@ pub(super) struct Head {
 }
 
 impl Head {
+    /// Words of a query or a key. Where a word has two values, they are the `i`-th and that as far
+    /// behind it, so that a row is packed lane by lane.
     #[inline(always)]
-    pub fn copy_keys_and_values(self, qkv: &[f32], scratch: &mut Scratch) {
+    fn words<P: Products>(self) -> usize {
+        match P::PER_WORD {
+            1 => self.dim,
+            per_word => self.dim.div_ceil(per_word * WIDTH) * WIDTH,
+        }
+    }
+
+    #[inline(always)]
+    pub fn copy_keys_and_values<P: Products>(self, qkv: &[f32], scratch: &mut Scratch) {
         let Head {
             len,
             hidden,
@@ -56,27 +68,70 @@ impl Head {
             padded,
             offset,
         } = self;
-        // The padding is zero and stays so: only `dim` columns of a row are written, below.
-        if scratch.values.len() < len * padded {
-            scratch
-                .keys
-                .resize(len.next_multiple_of(KEY_GROUP) * dim, 0.0);
-            scratch.values.resize(len * padded, 0.0);
+        let words = self.words::<P>();
+        let pairs = len.div_ceil(P::PER_WORD);
+        let grow = |buffer: &mut Vec<u32>, len: usize| buffer.resize(buffer.len().max(len), 0);
+        grow(&mut scratch.keys, len.next_multiple_of(KEY_GROUP) * words);
+        grow(&mut scratch.values, pairs * padded);
+        let key = |t: usize| &qkv[t * 3 * hidden + hidden + offset..][..dim];
+        let value = |t: usize| &qkv[t * 3 * hidden + 2 * hidden + offset..][..dim];
+        for (t, to) in scratch.keys.chunks_exact_mut(words).take(len).enumerate() {
+            if P::PER_WORD == 1 {
+                to.copy_from_slice(bytemuck::cast_slice(key(t)));
+            } else {
+                pack_row::<P>(to, key(t));
+            }
         }
-        let rows = qkv.chunks_exact(3 * hidden);
-        let keys = scratch.keys.chunks_exact_mut(dim);
-        let values = scratch.values.chunks_exact_mut(padded);
-        for ((row, key), value) in rows.zip(keys).zip(values) {
-            key.copy_from_slice(&row[hidden + offset..][..dim]);
-            value[..dim].copy_from_slice(&row[2 * hidden + offset..][..dim]);
+        for (t, to) in scratch
+            .values
+            .chunks_exact_mut(padded)
+            .take(pairs)
+            .enumerate()
+        {
+            let low = value(t * P::PER_WORD);
+            if P::PER_WORD == 1 {
+                to[..dim].copy_from_slice(bytemuck::cast_slice(low));
+                to[dim..].fill(0);
+                continue;
+            }
+            // Beside the last of an odd number lies nothing.
+            let second = t * P::PER_WORD + 1;
+            let high = (second < len).then(|| value(second));
+            for (i, to) in to.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
+                let high = high.map_or([0.0; WIDTH], |high| some(high, i * WIDTH));
+                *to = P::pack(&some(low, i * WIDTH), &high);
+            }
         }
+    }
+}
+
+/// The values from `at` on that a vector has room for, and zeros if there are too few.
+#[inline(always)]
+fn some(values: &[f32], at: usize) -> [f32; WIDTH] {
+    let values = values.get(at..).unwrap_or_default();
+    match values.first_chunk::<WIDTH>() {
+        Some(values) => *values,
+        None => {
+            let mut padded = [0f32; WIDTH];
+            padded[..values.len()].copy_from_slice(values);
+            padded
+        }
+    }
+}
+
+/// Packs a query or a key in pairs.
+#[inline(always)]
+fn pack_row<P: Products>(words: &mut [u32], row: &[f32]) {
+    for (i, words) in words.as_chunks_mut::<WIDTH>().0.iter_mut().enumerate() {
+        let at = i * 2 * WIDTH;
+        *words = P::pack(&some(row, at), &some(row, at + WIDTH));
     }
 }
 
 /// Computes `y` of `count` queries of one head, at most a tile's `V · WIDTH`. `qkv` and `out`
 /// begin at the first of them.
 #[inline(always)]
-pub(super) fn attend_tile<A: Arithmetic, const V: usize>(
+pub(super) fn attend_tile<A: Arithmetic, P: Products, const V: usize>(
     head: Head,
     count: usize,
     qkv: &[f32],
@@ -92,20 +147,12 @@ pub(super) fn attend_tile<A: Arithmetic, const V: usize>(
         offset,
     } = head;
     let lanes = V * WIDTH;
-    scratch.queries.resize(dim * lanes, 0.0);
-    scratch.scores.resize(KEYS * lanes, 0.0);
+    let words = head.words::<P>();
+    scratch.queries.resize(words * lanes, 0);
+    scratch.scores.resize(KEYS * lanes, 0);
     scratch.sums.clear();
     scratch.sums.resize(lanes * padded, 0.0);
-
-    let scale = 1.0 / (dim as f32).sqrt();
-    let query_bias = &bias[offset..][..dim];
-    for (i, row) in qkv.chunks(3 * hidden).take(count).enumerate() {
-        let query = &row[offset..][..dim];
-        let columns = scratch.queries.chunks_exact_mut(lanes);
-        for ((column, q), b) in columns.zip(query).zip(query_bias) {
-            column[i] = (q + b) * scale;
-        }
-    }
+    place_queries::<A, P>(head, count, lanes, qkv, bias, &mut scratch.queries);
 
     let mut running = Running {
         max: [[f32::NEG_INFINITY; WIDTH]; V],
@@ -117,24 +164,24 @@ pub(super) fn attend_tile<A: Arithmetic, const V: usize>(
         let scores = lane_rows_mut(&mut scratch.scores);
         for (group, keys) in scores
             .chunks_exact_mut(KEY_GROUP)
-            .zip(scratch.keys[first * dim..].chunks_exact(KEY_GROUP * dim))
+            .zip(scratch.keys[first * words..].chunks_exact(KEY_GROUP * words))
             .take(keys_here.div_ceil(KEY_GROUP))
         {
-            score_group::<A, V>(group, keys, queries);
+            score_group::<P, V>(group, keys, queries);
         }
-        let scores = &mut scores[..keys_here];
-        let rescale = running.weigh::<A>(scores);
-        let values = &scratch.values[first * padded..][..keys_here * padded];
+        let rescale = running.weigh::<A, P>(scores, keys_here);
+        let pairs = keys_here.div_ceil(P::PER_WORD);
+        let values = &scratch.values[first / P::PER_WORD * padded..][..pairs * padded];
         let op = AddValues {
             rescale: rescale.as_flattened(),
-            weights: scores,
+            weights: &scores[..pairs],
             values,
             padded,
         };
         if A::MANY_REGISTERS {
-            op.all::<A, 8, 2>(&mut scratch.sums, count);
+            op.all::<A, P, 8, 2>(&mut scratch.sums, count);
         } else {
-            op.all::<A, 4, 1>(&mut scratch.sums, count);
+            op.all::<A, P, 4, 1>(&mut scratch.sums, count);
         }
     }
 
@@ -150,66 +197,128 @@ pub(super) fn attend_tile<A: Arithmetic, const V: usize>(
     }
 }
 
+/// Scales the queries of a tile, with their bias, and puts them side by side, one in each lane.
+#[inline(always)]
+fn place_queries<A: Arithmetic, P: Products>(
+    head: Head,
+    count: usize,
+    lanes: usize,
+    qkv: &[f32],
+    bias: &[f32],
+    words: &mut [u32],
+) {
+    let Head {
+        hidden,
+        dim,
+        offset,
+        ..
+    } = head;
+    let scale = A::splat(1.0 / (dim as f32).sqrt());
+    let bias = &bias[offset..][..dim];
+    for (i, row) in qkv.chunks(3 * hidden).take(count).enumerate() {
+        let query = &row[offset..][..dim];
+        let scaled = |at: usize| {
+            let sum = A::add(A::load(&some(query, at)), A::load(&some(bias, at)));
+            let mut values = [0f32; WIDTH];
+            A::store(A::mul(sum, scale), &mut values);
+            values
+        };
+        for (c, columns) in words.chunks_mut(WIDTH * lanes).enumerate() {
+            let packed = if P::PER_WORD == 1 {
+                bytemuck::cast(scaled(c * WIDTH))
+            } else {
+                P::pack(&scaled(c * 2 * WIDTH), &scaled(c * 2 * WIDTH + WIDTH))
+            };
+            for (column, word) in columns.chunks_exact_mut(lanes).zip(packed) {
+                column[i] = word;
+            }
+        }
+    }
+}
+
+/// One word per query of a tile.
+type Lanes<const V: usize> = [[u32; WIDTH]; V];
 /// One value per query of a tile.
-type Lanes<const V: usize> = [[f32; WIDTH]; V];
+type Floats<const V: usize> = [[f32; WIDTH]; V];
 
 #[inline(always)]
-fn lane_rows<const V: usize>(values: &[f32]) -> &[Lanes<V>] {
-    values.as_chunks().0.as_chunks().0
+fn lane_rows<const V: usize>(words: &[u32]) -> &[Lanes<V>] {
+    words.as_chunks().0.as_chunks().0
 }
 
 #[inline(always)]
-fn lane_rows_mut<const V: usize>(values: &mut [f32]) -> &mut [Lanes<V>] {
-    values.as_chunks_mut().0.as_chunks_mut().0
+fn lane_rows_mut<const V: usize>(words: &mut [u32]) -> &mut [Lanes<V>] {
+    words.as_chunks_mut().0.as_chunks_mut().0
 }
 
 /// `scores[j][i] = keys[j] · queries[·][i]` for [`KEY_GROUP`] keys.
 #[inline(always)]
-fn score_group<A: Arithmetic, const V: usize>(
+fn score_group<P: Products, const V: usize>(
     scores: &mut [Lanes<V>],
-    keys: &[f32],
+    keys: &[u32],
     queries: &[Lanes<V>],
 ) {
-    let dim = queries.len();
-    let keys: [&[f32]; KEY_GROUP] = std::array::from_fn(|j| &keys[j * dim..][..dim]);
-    let mut tile = Tile::<A, KEY_GROUP, V>::zero();
+    let words = queries.len();
+    let keys: [&[u32]; KEY_GROUP] = std::array::from_fn(|j| &keys[j * words..][..words]);
+    let mut sums = [[P::Dot::zero(); V]; KEY_GROUP];
     for (p, query) in queries.iter().enumerate() {
-        let mut column = [0f32; KEY_GROUP];
         for j in 0..KEY_GROUP {
-            column[j] = keys[j][p];
+            for v in 0..V {
+                sums[j][v] = P::Dot::add(sums[j][v], keys[j][p], P::Dot::load(&query[v]));
+            }
         }
-        tile.add(column, query);
     }
     for (j, score) in scores.iter_mut().enumerate() {
-        *score = tile.row(j);
+        for v in 0..V {
+            score[v] = P::Dot::store(sums[j][v]);
+        }
     }
 }
 
 /// What softmax knows of the keys so far, per query: their maximum `m`, and `l = Σ e^(s − m)`.
 struct Running<const V: usize> {
-    max: Lanes<V>,
-    sum: Lanes<V>,
+    max: Floats<V>,
+    sum: Floats<V>,
 }
 
 impl<const V: usize> Running<V> {
-    /// Turns the scores of a tile into weights `e^(s − m)`, after raising `m` to the tile's
-    /// maximum, and adds them to `l`. Returns by how much what was summed under the old `m`
-    /// shrinks.
+    /// Turns the scores of the first `keys` of a tile into words of weights `e^(s − m)`, after
+    /// raising `m` to the tile's maximum, and adds them to `l`. Returns by how much what was summed
+    /// under the old `m` shrinks.
     #[inline(always)]
-    fn weigh<A: Arithmetic>(&mut self, scores: &mut [Lanes<V>]) -> Lanes<V> {
+    fn weigh<A: Arithmetic, P: Products>(
+        &mut self,
+        scores: &mut [Lanes<V>],
+        keys: usize,
+    ) -> Floats<V> {
         let mut rescale = [[0f32; WIDTH]; V];
         for v in 0..V {
             let old = A::load(&self.max[v]);
             let mut max = old;
-            for score in scores.iter() {
-                max = A::max(A::load(&score[v]), max);
+            for score in &scores[..keys] {
+                max = A::max(A::load(bytemuck::cast_ref(&score[v])), max);
             }
-            let shrink = exp::<A>(A::sub(old, max));
+            let shrink = P::exp::<A>(A::sub(old, max));
             let mut sum = A::mul(A::load(&self.sum[v]), shrink);
-            for score in scores.iter_mut() {
-                let weight = exp::<A>(A::sub(A::load(&score[v]), max));
+            for word in 0..keys.div_ceil(P::PER_WORD) {
+                let first = word * P::PER_WORD;
+                let mut low = [0f32; WIDTH];
+                let score = A::load(bytemuck::cast_ref(&scores[first][v]));
+                let weight = P::exp::<A>(A::sub(score, max));
                 sum = A::add(sum, weight);
-                A::store(weight, &mut score[v]);
+                A::store(weight, &mut low);
+                if P::PER_WORD == 1 {
+                    scores[word][v] = bytemuck::cast(low);
+                    continue;
+                }
+                let mut high = [0f32; WIDTH];
+                if first + 1 < keys {
+                    let score = A::load(bytemuck::cast_ref(&scores[first + 1][v]));
+                    let weight = P::exp::<A>(A::sub(score, max));
+                    sum = A::add(sum, weight);
+                    A::store(weight, &mut high);
+                }
+                scores[word][v] = P::pack(&low, &high);
             }
             A::store(shrink, &mut rescale[v]);
             A::store(max, &mut self.max[v]);
@@ -224,15 +333,15 @@ struct AddValues<'a, const V: usize> {
     /// One per query.
     rescale: &'a [f32],
     weights: &'a [Lanes<V>],
-    /// `[keys, padded]`
-    values: &'a [f32],
+    /// `[words of keys, padded]`
+    values: &'a [u32],
     padded: usize,
 }
 
 impl<const V: usize> AddValues<'_, V> {
     /// For `count` queries, or some more up to a multiple of `QUERIES`, which divides the lanes.
     #[inline(always)]
-    fn all<A: Arithmetic, const QUERIES: usize, const WIDE: usize>(
+    fn all<A: Arithmetic, P: Products, const QUERIES: usize, const WIDE: usize>(
         &self,
         sums: &mut [f32],
         count: usize,
@@ -241,33 +350,39 @@ impl<const V: usize> AddValues<'_, V> {
             let sums = &mut sums[query * self.padded..][..QUERIES * self.padded];
             let wide = self.padded - self.padded % (WIDE * WIDTH);
             for column in (0..wide).step_by(WIDE * WIDTH) {
-                self.columns::<A, QUERIES, WIDE>(sums, query, column);
+                self.columns::<A, P, QUERIES, WIDE>(sums, query, column);
             }
             for column in (wide..self.padded).step_by(WIDTH) {
-                self.columns::<A, QUERIES, 1>(sums, query, column);
+                self.columns::<A, P, QUERIES, 1>(sums, query, column);
             }
         }
     }
 
     #[inline(always)]
-    fn columns<A: Arithmetic, const QUERIES: usize, const WIDE: usize>(
+    fn columns<A: Arithmetic, P: Products, const QUERIES: usize, const WIDE: usize>(
         &self,
         sums: &mut [f32],
         query: usize,
         column: usize,
     ) {
-        let mut tile = Tile::<A, QUERIES, WIDE>::zero();
+        let mut added = [[P::Dot::zero(); WIDE]; QUERIES];
         let values = self.values.chunks_exact(self.padded);
         for (weight, value) in self.weights.iter().zip(values) {
-            let weight = weight.as_flattened()[query..].as_chunks::<QUERIES>().0;
-            let value = value[column..][..WIDE * WIDTH].as_chunks().0.as_chunks().0;
-            tile.add(weight[0], &value[0]);
+            let weight = &weight.as_flattened()[query..].as_chunks::<QUERIES>().0[0];
+            let value: &[[u32; WIDTH]; WIDE] =
+                &value[column..][..WIDE * WIDTH].as_chunks().0.as_chunks().0[0];
+            for i in 0..QUERIES {
+                for v in 0..WIDE {
+                    added[i][v] = P::Dot::add(added[i][v], weight[i], P::Dot::load(&value[v]));
+                }
+            }
         }
         for i in 0..QUERIES {
             let sums = &mut sums[i * self.padded + column..][..WIDE * WIDTH];
             let rescale = A::splat(self.rescale[query + i]);
-            for (sums, added) in sums.as_chunks_mut().0.iter_mut().zip(&tile.row(i)) {
-                let sum = A::mul_add_vector(A::load(sums), rescale, A::load(added));
+            for (v, sums) in sums.as_chunks_mut().0.iter_mut().enumerate() {
+                let added: [f32; WIDTH] = bytemuck::cast(P::Dot::store(added[i][v]));
+                let sum = A::mul_add_vector(A::load(sums), rescale, A::load(&added));
                 A::store(sum, sums);
             }
         }

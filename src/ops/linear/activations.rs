@@ -1,13 +1,27 @@
 //! The activation in the precision of the product: a row of 32-bit words, as
-//! [`Compute::words`] orders them.
+//! [`Compute::words`] orders them, in tiles of rows.
+//!
+//! A tile is [`TILE_ROWS`] rows, the last one what is left. It lies as `[words / WIDTH, rows]` of
+//! [`Words`]: a register tile reads its rows side by side, at distances that are known when it is
+//! compiled, from one end of the tile to the other.
 
 #![allow(
     clippy::needless_range_loop,
     reason = "iterators over vectors might not be inlined, and they would go through memory"
 )]
 
+use bytemuck::{Pod, Zeroable};
+
 use super::super::simd::{Arithmetic, Kernel, WIDTH, dispatch};
 use super::Compute;
+
+/// Rows of a tile: as many as a register tile has at most.
+pub(super) const TILE_ROWS: usize = 12;
+
+/// Some words of a row, one after the other: a cache line.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub(super) struct Words(pub [u32; WIDTH]);
 
 /// A row in bytes: `x ≈ scale · (byte − zero)`. The range of the row's values, widened to have 0
 /// in it, is cut in 255 steps: rows that a GELU has made have few values below 0.
@@ -17,10 +31,10 @@ pub(super) struct RowScale {
     pub zero: i32,
 }
 
-/// Converts rows of `inputs` values; `words` has as many rows of [`Compute::words`], and `scales`
-/// one per row where the words are bytes.
+/// Converts rows of `inputs` values to tiles; `words` has room for [`Compute::words`] of each, rounded
+/// up, and `scales` one per row where the words are bytes.
 pub(super) fn convert(
-    words: &mut [u32],
+    words: &mut [Words],
     scales: &mut [RowScale],
     x: &[f32],
     inputs: usize,
@@ -35,8 +49,59 @@ pub(super) fn convert(
     });
 }
 
+/// Converts `count` values of each row, which begin at the `at`-th [`Words`] of rows of `per_row`. Not to
+/// bytes, which take whole rows.
+pub(super) fn convert_part(
+    words: &mut [Words],
+    per_row: usize,
+    at: usize,
+    x: &[f32],
+    count: usize,
+    compute: Compute,
+) {
+    dispatch(ConvertPart {
+        words,
+        per_row,
+        at,
+        x,
+        count,
+        compute,
+    });
+}
+
+struct ConvertPart<'a> {
+    words: &'a mut [Words],
+    per_row: usize,
+    at: usize,
+    x: &'a [f32],
+    count: usize,
+    compute: Compute,
+}
+
+impl Kernel for ConvertPart<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<A: Arithmetic>(self) {
+        debug_assert_ne!(self.compute, Compute::Int8);
+        let some = self.compute.words(self.count).div_ceil(WIDTH);
+        let tiles = self.words.chunks_mut(TILE_ROWS * self.per_row);
+        for (words, x) in tiles.zip(self.x.chunks(TILE_ROWS * self.count)) {
+            let rows = x.len() / self.count;
+            for (row, x) in x.chunks_exact(self.count).enumerate() {
+                let words = words[self.at * rows + row..].iter_mut().step_by(rows);
+                let words = words.take(some).map(|words| &mut words.0);
+                match self.compute {
+                    Compute::Bf16 => to_pairs(words, x),
+                    _ => copy(words, x),
+                }
+            }
+        }
+    }
+}
+
 struct Convert<'a> {
-    words: &'a mut [u32],
+    words: &'a mut [Words],
     scales: &'a mut [RowScale],
     x: &'a [f32],
     inputs: usize,
@@ -48,22 +113,22 @@ impl Kernel for Convert<'_> {
 
     #[inline(always)]
     fn run<A: Arithmetic>(self) {
-        let rows = self.x.chunks_exact(self.inputs);
-        let words = self.words.chunks_exact_mut(self.compute.words(self.inputs));
-        match self.compute {
-            Compute::F32 => {
-                for (x, words) in rows.zip(words) {
-                    words.copy_from_slice(bytemuck::cast_slice(x));
-                }
-            }
-            Compute::Bf16 => {
-                for (x, words) in rows.zip(words) {
-                    to_pairs(words, x);
-                }
-            }
-            Compute::Int8 => {
-                for ((x, words), scale) in rows.zip(words).zip(self.scales) {
-                    *scale = to_bytes::<A>(words, x);
+        let per_row = self.compute.words(self.inputs).div_ceil(WIDTH);
+        let tiles = self.words.chunks_mut(TILE_ROWS * per_row);
+        for (t, (words, x)) in tiles
+            .zip(self.x.chunks(TILE_ROWS * self.inputs))
+            .enumerate()
+        {
+            let rows = x.len() / self.inputs;
+            for (row, x) in x.chunks_exact(self.inputs).enumerate() {
+                let words = words[row..]
+                    .iter_mut()
+                    .step_by(rows)
+                    .map(|words| &mut words.0);
+                match self.compute {
+                    Compute::F32 => copy(words, x),
+                    Compute::Bf16 => to_pairs(words, x),
+                    Compute::Int8 => self.scales[t * TILE_ROWS + row] = to_bytes::<A>(words, x),
                 }
             }
         }
@@ -71,11 +136,20 @@ impl Kernel for Convert<'_> {
 }
 
 #[inline(always)]
-fn to_pairs(words: &mut [u32], x: &[f32]) {
+fn copy<'a>(words: impl Iterator<Item = &'a mut [u32; WIDTH]>, x: &[f32]) {
+    let (runs, rest) = x.as_chunks::<WIDTH>();
+    let mut last = [0f32; WIDTH];
+    last[..rest.len()].copy_from_slice(rest);
+    for (x, words) in runs.iter().chain([&last]).zip(words) {
+        *words = bytemuck::cast(*x);
+    }
+}
+
+#[inline(always)]
+fn to_pairs<'a>(words: impl Iterator<Item = &'a mut [u32; WIDTH]>, x: &[f32]) {
     let (runs, rest) = x.as_chunks::<{ 2 * WIDTH }>();
     let mut last = [0f32; 2 * WIDTH];
     last[..rest.len()].copy_from_slice(rest);
-    let words = words.as_chunks_mut::<WIDTH>().0;
     for (x, words) in runs.iter().chain([&last]).zip(words) {
         for i in 0..WIDTH {
             words[i] = to_bf16(x[i]) >> 16 | (to_bf16(x[WIDTH + i]) & 0xffff_0000);
@@ -97,7 +171,10 @@ fn to_bf16(x: f32) -> u32 {
 }
 
 #[inline(always)]
-fn to_bytes<A: Arithmetic>(words: &mut [u32], x: &[f32]) -> RowScale {
+fn to_bytes<'a, A: Arithmetic>(
+    words: impl Iterator<Item = &'a mut [u32; WIDTH]>,
+    x: &[f32],
+) -> RowScale {
     let (runs, rest) = x.as_chunks::<{ 4 * WIDTH }>();
     let mut last = [0f32; 4 * WIDTH];
     last[..rest.len()].copy_from_slice(rest);
@@ -129,7 +206,6 @@ fn to_bytes<A: Arithmetic>(words: &mut [u32], x: &[f32]) -> RowScale {
     // Adding 2²³ leaves the integer, rounded to nearest, in the low bits of the mantissa.
     let shift = A::splat(8_388_608.0);
     let (offset, most) = (A::splat(zero), A::splat(255.0));
-    let words = words.as_chunks_mut::<WIDTH>().0;
     for (run, words) in runs.iter().chain(last).zip(words) {
         let x = run.as_chunks::<WIDTH>().0;
         let mut bits = [[0u32; WIDTH]; 4];

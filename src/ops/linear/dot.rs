@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use super::super::simd::{Arithmetic, WIDTH};
 
 /// How a group of inputs is multiplied and summed, for [`WIDTH`] outputs at a time.
-pub(super) trait Dot: Copy {
+pub(crate) trait Dot: Copy {
     /// Weights of a group, one 32-bit word per output.
     type Weights: Copy;
     /// What is summed per output: f32, or i32 of bytes.
@@ -25,7 +25,7 @@ pub(super) trait Dot: Copy {
 
 /// A group is one f32.
 #[derive(Clone, Copy)]
-pub(super) struct Floats<A>(PhantomData<A>);
+pub(crate) struct Floats<A>(PhantomData<A>);
 
 impl<A: Arithmetic> Dot for Floats<A> {
     type Weights = A::Vector;

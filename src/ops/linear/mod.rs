@@ -26,11 +26,12 @@
 //! a row's result does not depend on the others, to the last bit.
 
 mod activations;
-mod dot;
+pub(super) mod dot;
+mod feed_forward;
 mod panels;
 mod product;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub(super) mod x86;
 
 #[cfg(test)]
 mod tests;
@@ -41,9 +42,13 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::activation::{Activation, BiasActivation};
 use super::operand::{dims2, f32_values, read};
+#[cfg(target_arch = "x86_64")]
+use super::simd::bf16_is_there;
 use super::values::MappedBytes;
 use panels::Panels;
-use product::multiply;
+use product::{multiply, multiply_rows};
+
+pub use feed_forward::FeedForward;
 
 /// Inputs of a product in bytes whose sums an `i32` can hold.
 const MAX_BYTE_INPUTS: usize = 65_536;
@@ -65,7 +70,7 @@ impl Compute {
     /// or more). Without them a product in bf16 is no faster, but takes half of the memory.
     pub fn is_native(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        let (pairs, bytes) = (x86::bf16_is_there(), x86::vnni_is_there());
+        let (pairs, bytes) = (bf16_is_there(), x86::vnni_is_there());
         #[cfg(not(target_arch = "x86_64"))]
         let (pairs, bytes) = (false, false);
         match self {
@@ -199,6 +204,33 @@ impl Linear {
         Ok(y)
     }
 
+    /// As [`Linear::apply`] without the bias, on this thread alone: `[rows, in]` to `[rows, out]`.
+    ///
+    /// # Errors
+    /// If shapes do not agree, or the weight is on another device.
+    pub fn apply_rows(&self, y: &mut [f32], x: &[f32]) -> Result<()> {
+        let panels = self.on_cpu()?;
+        let inputs = panels.inputs;
+        if !x.len().is_multiple_of(inputs) || y.len() != x.len() / inputs * self.outputs {
+            let (x, y, outputs) = (x.len(), y.len(), self.outputs);
+            bail!("{x} values through a weight of shape [{outputs}, {inputs}] are not {y}");
+        }
+        multiply_rows(y, x, panels, self.outputs);
+        Ok(())
+    }
+
+    /// Whether [`Linear::apply_rows`] can run.
+    pub fn is_on_cpu(&self) -> bool {
+        matches!(self.weight, Weight::Panels(_))
+    }
+
+    fn on_cpu(&self) -> Result<&Panels> {
+        match &self.weight {
+            Weight::Panels(panels) => Ok(panels),
+            Weight::Rows(_) => bail!("x must be on the device of the weight"),
+        }
+    }
+
     /// Number of output features.
     pub fn out_features(&self) -> usize {
         self.outputs
@@ -221,9 +253,7 @@ impl CustomOp1 for Linear {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rows, inputs) = dims2(layout, "x")?;
         let x = f32_values(x, layout, "x")?;
-        let Weight::Panels(panels) = &self.weight else {
-            bail!("x must be on the device of the weight");
-        };
+        let panels = self.on_cpu()?;
         if inputs != panels.inputs {
             bail!("x has {inputs} features, the weight {}", panels.inputs);
         }

@@ -29,11 +29,17 @@ pub(super) struct Panels {
     lines: Values<Line>,
 }
 
-/// Neighbouring outputs of a weight, from the beginning of a panel.
+/// Neighbouring outputs of a weight, from the beginning of a panel; of all groups of inputs, or of
+/// some.
 #[derive(Clone, Copy)]
 pub(super) struct Columns<'a> {
+    /// How many groups.
     pub groups: usize,
+    /// The first of them in a panel.
+    first_group: usize,
     lines: &'a [Line],
+    /// What follows in memory, and is likely to be read next.
+    pub after: &'a [Line],
     /// Lines of a panel.
     stride: usize,
     /// Number of outputs.
@@ -80,15 +86,16 @@ impl Panels {
     pub fn new(weight: &[f32], inputs: usize, compute: Compute) -> Self {
         let outputs = weight.len() / inputs;
         let stride = compute.words(inputs) + compute.tail();
-        let mut lines = vec![Line::zeroed(); outputs.div_ceil(COLUMNS) * stride];
-        lines
-            .par_chunks_mut(stride)
-            .zip(weight.par_chunks(COLUMNS * inputs))
-            .for_each(|(panel, outputs)| fill(panel, outputs, inputs, compute));
+        let lines = Values::filled(outputs.div_ceil(COLUMNS) * stride, |lines| {
+            lines
+                .par_chunks_mut(stride)
+                .zip(weight.par_chunks(COLUMNS * inputs))
+                .for_each(|(panel, outputs)| fill(panel, outputs, inputs, compute));
+        });
         Self {
             compute,
             inputs,
-            lines: lines.into(),
+            lines,
         }
     }
 
@@ -120,9 +127,13 @@ impl Panels {
         let panels = first / COLUMNS..(first + count).div_ceil(COLUMNS);
         let groups = self.compute.words(self.inputs);
         let stride = groups + self.compute.tail();
+        let (lines, after) =
+            self.lines[panels.start * stride..].split_at((panels.end - panels.start) * stride);
         Columns {
             groups,
-            lines: &self.lines[panels.start * stride..panels.end * stride],
+            first_group: 0,
+            lines,
+            after: &after[..after.len().min(stride)],
             stride,
             count,
         }
@@ -130,12 +141,21 @@ impl Panels {
 }
 
 impl<'a> Columns<'a> {
+    /// Of the groups, `groups` from `first` on.
+    pub fn part(self, first: usize, groups: usize) -> Self {
+        Self {
+            groups,
+            first_group: self.first_group + first,
+            after: &[],
+            ..self
+        }
+    }
+
     #[inline(always)]
-    pub fn panels(self) -> impl Iterator<Item = Panel<'a>> {
-        self.lines.chunks_exact(self.stride).map(move |lines| {
-            let (groups, tail) = lines.split_at(self.groups);
-            Panel { groups, tail }
-        })
+    pub fn panel(self, nth: usize) -> Panel<'a> {
+        let lines = &self.lines[nth * self.stride..][..self.stride];
+        let (groups, tail) = lines[self.first_group..].split_at(self.groups);
+        Panel { groups, tail }
     }
 }
 

@@ -7,25 +7,28 @@
 
 use std::cell::RefCell;
 
+use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 use super::super::parallel;
-use super::super::simd::{Arithmetic, Kernel, WIDTH, dispatch};
+use super::super::simd::{Arithmetic, Kernel, WIDTH, dispatch, prefetch};
 use super::Compute;
-use super::activations::{RowScale, convert};
+use super::activations::{RowScale, TILE_ROWS, Words, convert};
 use super::dot::{Dot, Floats, PortableBytes, WidenedPairs};
 use super::panels::{COLUMNS, Columns, Line, Panel, Panels};
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 
 /// Rows of `x` in a tile where there are many registers, by both halves of a panel.
-const MANY_ROWS: usize = 12;
+const MANY_ROWS: usize = TILE_ROWS;
 /// Rows of `x` in a tile where there are few registers, by half a panel.
 const FEW_ROWS: usize = 6;
-/// Words summed in one go: a piece of a panel is at most 24 KiB.
-const DEPTH: usize = 192;
-/// Rows of `x` in a block.
-const BLOCK: usize = 96;
+/// Words summed in one go: a piece of a panel is at most 48 KiB, which the tiles read from L2 as fast as
+/// they can use it.
+const DEPTH: usize = 384;
+/// Rows of `x` in a block: whole tiles, and some more than a share of an encoder's batch has, so that
+/// the weights are read once for it.
+pub(super) const BLOCK: usize = 12 * TILE_ROWS;
 /// Multiply-adds below which threads cost more than they bring (some 20 µs of one core).
 const SERIAL_WORK: usize = 1 << 20;
 
@@ -51,7 +54,7 @@ pub(super) fn multiply(y: &mut [f32], x: &[f32], weight: &Panels, outputs: usize
 }
 
 /// All outputs, block by block.
-fn multiply_rows(y: &mut [f32], x: &[f32], weight: &Panels, outputs: usize) {
+pub(super) fn multiply_rows(y: &mut [f32], x: &[f32], weight: &Panels, outputs: usize) {
     let columns = weight.columns(0, outputs);
     let blocks = y.chunks_mut(BLOCK * outputs);
     for (y, x) in blocks.zip(x.chunks(BLOCK * weight.inputs)) {
@@ -61,6 +64,7 @@ fn multiply_rows(y: &mut [f32], x: &[f32], weight: &Panels, outputs: usize) {
                 x,
                 scales,
                 columns,
+                add: false,
             };
             work.run_as(weight.compute);
         });
@@ -68,7 +72,13 @@ fn multiply_rows(y: &mut [f32], x: &[f32], weight: &Panels, outputs: usize) {
 }
 
 /// Each thread a share of the outputs of all rows.
-fn multiply_shares(y: &mut [f32], x: &[u32], scales: &[RowScale], weight: &Panels, outputs: usize) {
+fn multiply_shares(
+    y: &mut [f32],
+    x: &[Words],
+    scales: &[RowScale],
+    weight: &Panels,
+    outputs: usize,
+) {
     let rows = y.len() / outputs;
     let share = outputs
         .div_ceil(parallel::threads())
@@ -83,6 +93,7 @@ fn multiply_shares(y: &mut [f32], x: &[u32], scales: &[RowScale], weight: &Panel
                 x,
                 scales,
                 columns,
+                add: false,
             };
             work.run_as(weight.compute);
             y
@@ -96,24 +107,25 @@ fn multiply_shares(y: &mut [f32], x: &[u32], scales: &[RowScale], weight: &Panel
     }
 }
 
-/// Calls `f` with `x` in the words of `compute`, which a buffer of the thread holds if they are
-/// not those of `x` itself.
-fn with_words(x: &[f32], inputs: usize, compute: Compute, f: impl FnOnce(&[u32], &[RowScale])) {
+/// Calls `f` with `x` in the words of `compute`, in tiles, which a buffer of the thread holds.
+pub(super) fn with_words(
+    x: &[f32],
+    inputs: usize,
+    compute: Compute,
+    f: impl FnOnce(&[Words], &[RowScale]),
+) {
     thread_local! {
-        static BUFFERS: RefCell<(Vec<u32>, Vec<RowScale>)> = RefCell::default();
-    }
-    if compute == Compute::F32 {
-        return f(bytemuck::cast_slice(x), &[]);
+        static BUFFERS: RefCell<(Vec<Words>, Vec<RowScale>)> = RefCell::default();
     }
     // Taken, not borrowed: while this thread waits for its share of a product, it may begin
     // another.
     let (mut words, mut scales) = BUFFERS.take();
     let rows = x.len() / inputs;
-    words.resize(words.len().max(rows * compute.words(inputs)), 0);
+    let used = rows * compute.words(inputs).div_ceil(WIDTH);
+    words.resize(words.len().max(used), Words::zeroed());
     let scaled_rows = if compute == Compute::Int8 { rows } else { 0 };
     scales.resize(scales.len().max(scaled_rows), RowScale::default());
-    let used = &mut words[..rows * compute.words(inputs)];
-    let scales_used = &mut scales[..scaled_rows];
+    let (used, scales_used) = (&mut words[..used], &mut scales[..scaled_rows]);
     convert(used, scales_used, x, inputs, compute);
     f(used, scales_used);
     BUFFERS.set((words, scales));
@@ -123,11 +135,13 @@ fn with_words(x: &[f32], inputs: usize, compute: Compute, f: impl FnOnce(&[u32],
 pub(super) struct Work<'a> {
     /// `[rows, columns.count]`
     pub y: &'a mut [f32],
-    /// `[rows, groups]`
-    pub x: &'a [u32],
+    /// Tiles of rows, see [`convert`].
+    pub x: &'a [Words],
     /// Per row, where the words are bytes.
     pub scales: &'a [RowScale],
     pub columns: Columns<'a>,
+    /// Whether `y` has sums already, to which these are added.
+    pub add: bool,
 }
 
 impl Work<'_> {
@@ -157,19 +171,32 @@ impl Work<'_> {
         let rows = self.y.len() / count;
         // Pieces of equal depth, rather than a short last one; sums of bytes are scaled at the end
         // of the whole row.
-        let depth = if self.scales.is_empty() {
-            groups.div_ceil(groups.div_ceil(DEPTH))
-        } else {
-            groups
+        let depth = match self.scales {
+            [] => equal_pieces(groups),
+            _ => groups.next_multiple_of(WIDTH),
         };
+        let panels = count.div_ceil(COLUMNS);
         for first_group in (0..groups).step_by(depth) {
-            for (p, panel) in self.columns.panels().enumerate() {
-                let end = groups.min(first_group + depth);
+            let columns = self.columns;
+            let lines = |panel, first: usize| {
+                &columns.panel(panel).groups[first..groups.min(first + depth)]
+            };
+            for p in 0..panels {
+                let next = if p + 1 < panels {
+                    lines(p + 1, first_group)
+                } else if first_group + depth < groups {
+                    lines(0, first_group + depth)
+                } else {
+                    let after = columns.after;
+                    &after[..after.len().min(depth)]
+                };
                 let mut piece = Piece {
-                    panel,
-                    lines: &panel.groups[first_group..end],
+                    panel: columns.panel(p),
+                    lines: lines(p, first_group),
+                    next: Ahead::new(next, rows),
                     first_group,
-                    groups,
+                    add: self.add || first_group > 0,
+                    words: groups.div_ceil(WIDTH),
                     x: self.x,
                     scales: self.scales,
                     outputs: count,
@@ -187,6 +214,43 @@ impl Work<'_> {
                 }
             }
         }
+    }
+}
+
+/// The depth of the fewest pieces of equal depth that are at most [`DEPTH`] deep: as many words as
+/// whole panels of outputs fill.
+pub(super) fn equal_pieces(groups: usize) -> usize {
+    groups
+        .div_ceil(groups.div_ceil(DEPTH))
+        .next_multiple_of(COLUMNS)
+}
+
+/// The piece that comes next, fetched while this one is multiplied: weights come from memory or from
+/// the last cache, whose latency no product hides by itself.
+struct Ahead<'a> {
+    lines: &'a [Line],
+    /// Lines to fetch every [`WIDTH`] groups of a tile.
+    step: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// `lines`, fetched in the course of all tiles of `rows` rows.
+    #[inline(always)]
+    fn new(lines: &'a [Line], rows: usize) -> Self {
+        let times = rows.div_ceil(TILE_ROWS) * lines.len().div_ceil(WIDTH);
+        let step = lines.len().div_ceil(times.max(1));
+        Self { lines, step }
+    }
+
+    #[inline(always)]
+    fn step(&mut self) {
+        let (now, later) = self.lines.split_at(self.step.min(self.lines.len()));
+        for line in now {
+            for half in &line.0 {
+                prefetch(half);
+            }
+        }
+        self.lines = later;
     }
 }
 
@@ -217,10 +281,12 @@ struct Piece<'a> {
     panel: Panel<'a>,
     /// Of the panel, the groups of this piece.
     lines: &'a [Line],
+    next: Ahead<'a>,
     first_group: usize,
-    /// Of a whole row.
-    groups: usize,
-    x: &'a [u32],
+    add: bool,
+    /// [`Words`] of a whole row.
+    words: usize,
+    x: &'a [Words],
     scales: &'a [RowScale],
     outputs: usize,
     first_output: usize,
@@ -228,7 +294,7 @@ struct Piece<'a> {
 }
 
 impl Piece<'_> {
-    /// Tiles of `M` rows, then smaller ones for what is left: how many rows share a tile changes
+    /// `M` rows at a time, then fewer for what is left: how many rows are summed at once changes
     /// no row's sums. `V` vectors of the panel, from `half` on.
     #[inline(always)]
     fn all_rows<D: Dot, const M: usize, const M2: usize, const M3: usize, const V: usize>(
@@ -236,35 +302,48 @@ impl Piece<'_> {
         rows: usize,
         half: usize,
     ) {
-        let mut row = 0;
-        while row < rows {
-            row += match rows - row {
-                left if left >= M => self.tile::<D, M, V>(row, half),
-                left if left >= M2 => self.tile::<D, M2, V>(row, half),
-                left if left >= M3 => self.tile::<D, M3, V>(row, half),
-                left if left >= 2 => self.tile::<D, 2, V>(row, half),
-                _ => self.tile::<D, 1, V>(row, half),
+        for first in (0..rows).step_by(TILE_ROWS) {
+            let tile = XTile {
+                first,
+                rows: TILE_ROWS.min(rows - first),
             };
+            let mut row = 0;
+            while row < tile.rows {
+                row += match tile.rows - row {
+                    left if left >= M => self.tile::<D, M, V>(tile, row, half),
+                    left if left >= M2 => self.tile::<D, M2, V>(tile, row, half),
+                    left if left >= M3 => self.tile::<D, M3, V>(tile, row, half),
+                    left if left >= 2 => self.tile::<D, 2, V>(tile, row, half),
+                    _ => self.tile::<D, 1, V>(tile, row, half),
+                };
+            }
         }
     }
 
-    /// Adds the piece's share to `M` rows of `y`; the first piece of a panel sets them.
+    /// Adds the piece's share to `M` rows of `y`, from `within` a tile of `x`; the first piece of a
+    /// panel sets them, unless there are sums already.
     #[inline(always)]
-    fn tile<D: Dot, const M: usize, const V: usize>(&mut self, row: usize, half: usize) -> usize {
-        let depth = self.lines.len();
-        let x: [&[u32]; M] =
-            std::array::from_fn(|i| &self.x[(row + i) * self.groups + self.first_group..][..depth]);
+    fn tile<D: Dot, const M: usize, const V: usize>(
+        &mut self,
+        tile: XTile,
+        within: usize,
+        half: usize,
+    ) -> usize {
+        let x = &self.x[tile.first * self.words + self.first_group / WIDTH * tile.rows..];
         let mut sums = [[D::zero(); V]; M];
-        for (k, line) in self.lines.iter().enumerate() {
-            let mut weights = [D::load(&line.0[half]); V];
-            for v in 1..V {
-                weights[v] = D::load(&line.0[half + v]);
-            }
-            for i in 0..M {
-                // SAFETY: `k` counts the lines, and the slices were cut to as many words.
-                let word = unsafe { *x[i].get_unchecked(k) };
-                for v in 0..V {
-                    sums[i][v] = D::add(sums[i][v], word, weights[v]);
+        for (lines, x) in self.lines.chunks(WIDTH).zip(x.chunks(tile.rows)) {
+            self.next.step();
+            let x: &[Words; M] = x[within..].first_chunk().unwrap_or(&[Words([0; WIDTH]); M]);
+            for k in 0..lines.len().min(WIDTH) {
+                let line = &lines[k];
+                let mut weights = [D::load(&line.0[half]); V];
+                for v in 1..V {
+                    weights[v] = D::load(&line.0[half + v]);
+                }
+                for i in 0..M {
+                    for v in 0..V {
+                        sums[i][v] = D::add(sums[i][v], x[i].0[k], weights[v]);
+                    }
                 }
             }
         }
@@ -277,6 +356,7 @@ impl Piece<'_> {
         }
         let first = self.first_output + half * WIDTH;
         let width = (V * WIDTH).min(self.outputs - first);
+        let row = tile.first + within;
         for i in 0..M {
             let y = &mut self.y[(row + i) * self.outputs + first..][..width];
             let mut values = [[0f32; WIDTH]; V];
@@ -295,7 +375,7 @@ impl Piece<'_> {
                     }
                 }
             }
-            if self.first_group == 0 {
+            if !self.add {
                 // Of known length, a copy is a few instructions.
                 match y.as_chunks_mut::<WIDTH>() {
                     (whole, []) if whole.len() == V => {
@@ -311,4 +391,11 @@ impl Piece<'_> {
         }
         M
     }
+}
+
+/// Some rows of `x` that lie together.
+#[derive(Clone, Copy)]
+struct XTile {
+    first: usize,
+    rows: usize,
 }

@@ -1,12 +1,13 @@
 //! The product against f64, each instruction set against the others, and what bf16 and int8 lose.
 
 use super::super::parallel;
-use super::super::simd::InstructionSet;
+use super::super::simd::{InstructionSet, WIDTH};
 use super::super::testing::{Random, max_error};
-use super::activations::{RowScale, convert};
+use super::activations::{RowScale, Words, convert};
 use super::dot::PortableBytes;
 use super::product::{InBf16, InF32, Work};
 use super::*;
+use bytemuck::Zeroable;
 use candle_core::Device;
 
 const ALL: [Compute; 3] = [Compute::F32, Compute::Bf16, Compute::Int8];
@@ -86,7 +87,7 @@ fn a_wrong_width_is_an_error() -> Result<()> {
 fn by_all_sets(compute: Compute, x: &[f32], weight: &Panels, outputs: usize) -> Vec<Vec<f32>> {
     let inputs = weight.inputs;
     let rows = x.len() / inputs;
-    let mut words = vec![0; rows * compute.words(inputs)];
+    let mut words = vec![Words::zeroed(); rows * compute.words(inputs).div_ceil(WIDTH)];
     let scaled_rows = if compute == Compute::Int8 { rows } else { 0 };
     let mut scales = vec![RowScale::default(); scaled_rows];
     convert(&mut words, &mut scales, x, inputs, compute);
@@ -98,6 +99,7 @@ fn by_all_sets(compute: Compute, x: &[f32], weight: &Panels, outputs: usize) -> 
             x: &words,
             scales: &scales,
             columns: weight.columns(0, outputs),
+            add: false,
         };
         if with(&mut work) {
             results.push(y);

@@ -9,13 +9,13 @@ use std::arch::x86_64::{
     _mm512_setzero_si512, _mm512_storeu_ps, _mm512_storeu_si512,
 };
 
-use super::super::simd::{WIDTH, avx2_is_there, avx512_is_there};
+use super::super::simd::{WIDTH, avx2_is_there, avx512_is_there, bf16_is_there};
 use super::dot::Dot;
 use super::product::Work;
 
 /// `VDPBF16PS`: two products and their sum a lane, each rounded to f32.
 #[derive(Clone, Copy)]
-struct Bf16Pairs;
+pub(crate) struct Bf16Pairs;
 
 impl Bf16Pairs {
     #[inline(always)]
@@ -162,12 +162,6 @@ impl Dot for Avx2Bytes {
         }
         bits
     }
-}
-
-/// Whether there is an instruction for pairs of bf16.
-#[inline]
-pub(super) fn bf16_is_there() -> bool {
-    is_x86_feature_detected!("avx512bf16") && avx512_is_there()
 }
 
 /// Whether there is an instruction for groups of four bytes.

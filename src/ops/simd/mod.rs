@@ -68,6 +68,18 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     InstructionSet::best().run(kernel)
 }
 
+/// Runs `kernel` with AVX-512 and its instructions for pairs of bf16; gives it back where there are
+/// none.
+#[inline]
+pub(crate) fn run_with_bf16<K: Kernel>(kernel: K) -> Result<K::Output, K> {
+    #[cfg(target_arch = "x86_64")]
+    if bf16_is_there() {
+        // SAFETY: all features that the function enables were just detected.
+        return Ok(unsafe { run_avx512_bf16(kernel) });
+    }
+    Err(kernel)
+}
+
 /// An [`Arithmetic`] that this machine has.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InstructionSet(Set);
@@ -128,6 +140,20 @@ impl InstructionSet {
     }
 }
 
+/// Asks for the cache line of `value` to be in L2 soon; where there is no instruction for it, does
+/// nothing.
+#[inline(always)]
+pub(crate) fn prefetch<T>(value: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: SSE is part of x86-64, and a prefetch of any address does nothing but fetch.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
 /// Whether there are AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[inline]
@@ -146,6 +172,13 @@ pub(crate) fn avx512_is_there() -> bool {
         && avx2_is_there()
 }
 
+/// Whether there is an instruction for pairs of bf16.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn bf16_is_there() -> bool {
+    is_x86_feature_detected!("avx512bf16") && avx512_is_there()
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
@@ -155,6 +188,12 @@ fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx512>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx512>()
 }
 

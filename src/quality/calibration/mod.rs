@@ -72,7 +72,7 @@ impl Calibration {
     }
 
     /// The same in the precision that fitting and measuring want.
-    fn wide_probabilities(&self, logits: &[f64], activation: Activation) -> Vec<f64> {
+    pub(super) fn wide_probabilities(&self, logits: &[f64], activation: Activation) -> Vec<f64> {
         match self {
             Self::Temperature { temperature } => {
                 let cooled: Vec<f64> = logits.iter().map(|logit| logit / temperature).collect();

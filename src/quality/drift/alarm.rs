@@ -17,6 +17,17 @@ pub enum State {
     Drifted,
 }
 
+impl State {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Drifted => "drifted",
+        }
+    }
+}
+
 /// The state of one signal.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Alarm {

@@ -10,8 +10,13 @@
 //! | length | tokens of a row, two steps an octave | all |
 //! | unknown | share of tokens that the vocabulary lacks | encoders |
 //! | embedding | mean and spread of the vectors | embed |
+//! | language | languages of texts, of a sample of the rows | all |
+//!
+//! Of single rows, [`Limits`] tell which are far from a baseline.
 
 mod alarm;
+mod anomaly;
+mod language;
 mod measures;
 mod profile;
 mod watch;
@@ -20,6 +25,8 @@ mod watch;
 mod tests;
 
 pub use alarm::{Alarm, State};
+pub use anomaly::{Anomalies, Anomaly, Limits};
+pub use language::{OTHER, language_of};
 pub use measures::{centroid_shift, stability_index};
 pub use profile::{Moments, Outputs, Profile, Row};
 pub use watch::{Reading, Signal, Watch, Windowed};

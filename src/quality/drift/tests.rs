@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::{
-    Moments, Outputs, Profile, Row, State, Watch, Windowed, centroid_shift,
+    Moments, OTHER, Outputs, Profile, Row, Signal, State, Watch, Windowed, centroid_shift,
     measures::{centroid_cosine, jensen_shannon},
     stability_index,
 };
@@ -49,6 +49,7 @@ fn embedding(vector: &[f32]) -> Row<'_> {
         confidence: None,
         tokens: 8,
         unknown: 0,
+        language: None,
     }
 }
 
@@ -101,6 +102,11 @@ fn classified(draw: &mut Draw, lean: f64) -> Row<'static> {
         confidence: Some((1.0 - 0.5 * draw.uniform().powf(2.0 * lean)) as f32),
         tokens: (20.0 * (draw.normal() * 0.4).exp() * lean) as usize + 2,
         unknown: u32::from(draw.uniform() < 0.02),
+        // A sample is told apart, and of short texts some are mistaken.
+        language: (draw.uniform() < 0.25).then(|| {
+            let place = draw.uniform().powf(lean);
+            ["eng", "other", "deu"][usize::from(place > 0.85) + usize::from(place > 0.95)]
+        }),
     }
 }
 
@@ -177,6 +183,7 @@ fn memory_is_bounded_whatever_comes() {
             confidence: Some(f32::NAN),
             tokens,
             unknown: u32::MAX,
+            language: Some(OTHER),
         });
     }
     assert_eq!(profile.rows, 5);
@@ -196,4 +203,57 @@ fn what_was_seen_becomes_the_baseline_when_there_is_enough_of_it() {
     feed(&mut watch, 1, || classified(&mut draw, 1.0));
     assert!(watch.rebase());
     assert_eq!(watch.baseline().unwrap().rows, 1000);
+}
+
+#[test]
+fn another_mix_of_languages_raises_the_alert_and_the_same_does_not() {
+    let config = DriftConfig::default();
+    let mut draw = Draw(5);
+    let mut watch = Watch::new(config.clone(), None);
+    let mut windows = |watch: &mut Watch, rows: usize, german: f64| {
+        let mut readings = Vec::new();
+        for _ in 0..rows {
+            let language = if draw.uniform() < german {
+                "deu"
+            } else {
+                "eng"
+            };
+            let row = Row {
+                language: (draw.uniform() < config.language_sample).then_some(language),
+                ..classified(&mut Draw(1), 1.0)
+            };
+            if let Windowed::Full(full) = watch.observe(&row) {
+                let reading = full
+                    .iter()
+                    .find(|reading| reading.signal == Signal::Language);
+                readings.push(reading.map(|reading| reading.state));
+            }
+        }
+        readings
+    };
+    windows(&mut watch, config.learn_rows as usize, 0.1);
+    let window = config.window_rows as usize;
+    let usual = windows(&mut watch, 100 * window, 0.1);
+    assert_eq!(usual, vec![Some(State::Ok); 100]);
+    let other = windows(&mut watch, 2 * window, 0.5);
+    assert_eq!(other[1], Some(State::Drifted));
+    assert!(!watch.readings().is_empty());
+}
+
+#[test]
+fn a_baseline_of_an_earlier_version_is_read_and_has_no_languages() {
+    let earlier = r#"{"rows":100,"output":[60,40],"confidence":[],"length":[0,100],"unknown":[100],
+        "embedding":{"n":0,"sum":[],"squares":0.0}}"#;
+    let baseline: Profile = serde_json::from_str(earlier).unwrap();
+    assert!(baseline.language.is_empty() && baseline.distance.is_empty());
+    let config = DriftConfig {
+        window_rows: 50,
+        ..DriftConfig::default()
+    };
+    let mut watch = Watch::new(config, Some(baseline));
+    let mut draw = Draw(2);
+    feed(&mut watch, 50, || classified(&mut draw, 1.0));
+    assert!(!watch.readings().is_empty());
+    let of_language = |reading: &&super::Reading| reading.signal == Signal::Language;
+    assert!(watch.readings().iter().find(of_language).is_none());
 }

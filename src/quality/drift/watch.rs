@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::{
     alarm::{Alarm, State},
+    language::aligned,
     measures::{centroid_cosine, centroid_shift, jensen_shannon, stability_index},
     profile::{Profile, Row},
 };
@@ -23,6 +24,8 @@ pub enum Signal {
     Unknown,
     /// Where the embeddings are.
     Embedding,
+    /// In which languages texts are.
+    Language,
 }
 
 impl Signal {
@@ -34,6 +37,7 @@ impl Signal {
             Self::Length => "length",
             Self::Unknown => "unknown_tokens",
             Self::Embedding => "embedding",
+            Self::Language => "language",
         }
     }
 }
@@ -70,7 +74,9 @@ pub struct Watch {
     window: Profile,
     /// All rows since the last promotion or load, for a new baseline.
     since: Profile,
-    alarms: [(Signal, Alarm); 5],
+    alarms: [(Signal, Alarm); 6],
+    /// What the latest window said.
+    readings: Vec<Reading>,
 }
 
 impl Watch {
@@ -83,6 +89,7 @@ impl Watch {
             window: Profile::default(),
             since: Profile::default(),
             alarms,
+            readings: Vec::new(),
         }
     }
 
@@ -104,11 +111,12 @@ impl Watch {
             return Windowed::Counted;
         }
         let window = std::mem::take(&mut self.window);
-        let readings = self
+        let readings: Vec<Reading> = self
             .alarms
             .iter_mut()
             .filter_map(|(signal, alarm)| compare(*signal, alarm, baseline, &window))
             .collect();
+        self.readings.clone_from(&readings);
         Windowed::Full(readings)
     }
 
@@ -120,12 +128,18 @@ impl Watch {
         self.baseline = Some(std::mem::take(&mut self.since));
         self.window = Profile::default();
         self.alarms = alarms(&self.config);
+        self.readings.clear();
         true
     }
 
     /// The baseline, once there is one.
     pub fn baseline(&self) -> Option<&Profile> {
         self.baseline.as_ref()
+    }
+
+    /// What the latest window said of each signal; nothing before the first.
+    pub fn readings(&self) -> &[Reading] {
+        &self.readings
     }
 
     /// The worst state of any signal.
@@ -135,7 +149,7 @@ impl Watch {
     }
 }
 
-fn alarms(config: &DriftConfig) -> [(Signal, Alarm); 5] {
+fn alarms(config: &DriftConfig) -> [(Signal, Alarm); 6] {
     let new = |warning, drifted| Alarm::new(warning, drifted, config.release, config.windows);
     let psi = new(config.psi_warning, config.psi_drifted);
     [
@@ -147,6 +161,7 @@ fn alarms(config: &DriftConfig) -> [(Signal, Alarm); 5] {
             Signal::Embedding,
             new(config.centroid_warning, config.centroid_drifted),
         ),
+        (Signal::Language, psi),
     ]
 }
 
@@ -164,7 +179,7 @@ fn compare(
             Signal::Confidence => &profile.confidence,
             Signal::Length => &profile.length,
             Signal::Unknown => &profile.unknown,
-            Signal::Embedding => &[],
+            Signal::Embedding | Signal::Language => &[],
         }
     };
     let (value, divergence) = if signal == Signal::Embedding {
@@ -174,6 +189,15 @@ fn compare(
         }
         let shift = centroid_shift(before, now);
         (shift, 1.0 - centroid_cosine(before, now))
+    } else if signal == Signal::Language {
+        if baseline.language.is_empty() || window.language.is_empty() {
+            return None;
+        }
+        let (before, now) = aligned(&baseline.language, &window.language);
+        (
+            stability_index(&before, &now),
+            jensen_shannon(&before, &now),
+        )
     } else {
         let (before, now) = (counts(baseline), counts(window));
         if before.is_empty() || now.is_empty() {

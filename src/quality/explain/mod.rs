@@ -8,7 +8,11 @@
 //! - *Kernel SHAP* (Lundberg and Lee 2017) fits the line whose coefficients are Shapley values: they
 //!   sum to `v(all) − v(none)` exactly. With few enough words every subset is asked, and they are the
 //!   Shapley values themselves.
+//!
+//! *Integrated gradients* leave nothing out: they follow the answer's slope ([`Objective`]) from a text
+//! without words to the text.
 
+mod integrated;
 mod kernel_shap;
 mod least_squares;
 mod lime;
@@ -16,6 +20,7 @@ mod lime;
 mod reference_tests;
 mod words;
 
+pub use integrated::{DEFAULT_POINTS, Objective, gather, gauss_legendre};
 pub use words::{Feature, Perturbed, features};
 
 use super::draws::Draws;

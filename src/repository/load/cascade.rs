@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{FoundModel, LoadError, Loading, read_manifest};
 use crate::{
-    config::{ModelManifest, cascade::MAX_STAGES, manifest::find_gguf},
+    config::{ModelManifest, Task, cascade::MAX_STAGES, manifest::find_gguf},
     models::EncoderSpec,
     repository::find_models,
     telemetry::CascadeMetrics,
@@ -65,6 +65,11 @@ fn follow(first: &FoundModel, manifest: &ModelManifest, labels: &[String]) -> Re
         if theirs.task != manifest.task {
             let (other, own) = (theirs.task, manifest.task);
             return Err(format!("'{name}' does '{other}', not '{own}'"));
+        }
+        if manifest.task == Task::Generate {
+            // Texts have no labels to compare.
+            cascade = theirs.cascade;
+            continue;
         }
         let source = find_gguf(&dir).unwrap_or(dir);
         let spec = EncoderSpec::read_source(&source).map_err(|error| error.to_string())?;

@@ -24,6 +24,7 @@ use crate::{
     },
     ops,
     repository::{Runner, ServedDecoder},
+    telemetry::ModelMemory,
     text::GenerationText,
 };
 
@@ -61,8 +62,9 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     }
     let weight_bytes = decoder.memory_bytes();
     let memory_bytes = weight_bytes + blocks * block_bytes;
+    let decoder = Arc::new(decoder);
+    let supervision = supervision(loading, weights, room, &decoder);
     let mut forward = times.measure(Stage::Engine, || step_forward(decoder, room))?;
-    let supervision = supervision(loading, weights, room);
     let limits = StepLimits {
         block_size: settings.block_size,
         blocks,
@@ -123,7 +125,11 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         output_size: 0,
         activation: Activation::Softmax,
         calibration: None,
-        memory_bytes: memory_bytes as u64,
+        memory: ModelMemory {
+            weights: weight_bytes as u64,
+            kv_cache: (memory_bytes - weight_bytes) as u64,
+            answers: 0,
+        },
         weight_bytes: weight_bytes as u64,
         times,
         prepared,
@@ -188,26 +194,33 @@ struct CacheRoom {
 }
 
 /// A loaded decoder with a cache of its own, as the engine sees it.
-fn step_forward(decoder: DecoderModel, room: CacheRoom) -> Result<StepForward, ForwardError> {
+fn step_forward(decoder: Arc<DecoderModel>, room: CacheRoom) -> Result<StepForward, ForwardError> {
     let cache = decoder.new_cache(room.blocks, room.block_size, room.cache_type)?;
     Ok(Box::new(move |batch| step(&decoder, &cache, batch)))
 }
 
-/// What the engine does about a lost device: loads the weights anew there, with an empty cache.
+/// What the engine does about a model that is lost: loads the weights anew where they were, with an
+/// empty cache. On the CPU, where nothing is wrong with the weights, whoever takes the place of a
+/// runner that hangs takes them, too.
 fn supervision(
     loading: &Loading<'_>,
     weights: Weights,
     room: CacheRoom,
+    decoder: &Arc<DecoderModel>,
 ) -> Supervision<StepForward> {
+    let shared = Arc::downgrade(decoder);
     let load = move || -> Result<StepForward, LoadError> {
-        let decoder = weights.load(&PreparedWeights::off())?;
+        let decoder = match (weights.place, shared.upgrade()) {
+            (Place::Cpu, Some(same)) => same,
+            _ => Arc::new(weights.load(&PreparedWeights::off())?),
+        };
         Ok(step_forward(decoder, room)?)
     };
     let reload: Reload<StepForward> = Arc::new(move |_| load().map_err(|error| error.to_string()));
     let settings = loading.settings;
     settings
         .alarm
-        .supervision(&loading.model.name, settings.on_device_failure, reload)
+        .supervision(&loading.model.name, settings, reload)
 }
 
 fn type_of(cache_type: config::CacheType) -> ops::CacheType {

@@ -7,7 +7,7 @@ use candle_core::Device;
 use super::{
     LoadError, LoadStage, LoadTimes, Loaded, Loading, Stage, calibration,
     canary::{self, CanaryOutput},
-    encoder_text, ggml_type,
+    encoder_text, ggml_type, gradients,
     instances::Instances,
     plan, prepared,
     times::timed,
@@ -23,6 +23,7 @@ use crate::{
     models::{EncoderModel, EncoderSpec, Head, LoadOptions, PackedBatch},
     ops::{self, Compute},
     repository::{FoundModel, Runner, ServedEncoder},
+    telemetry::ModelMemory,
     text::{EncodeOptions, RowInput, TextEncoder},
 };
 
@@ -57,6 +58,8 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
     policy.validate()?;
 
     let told = Told::of(&encoder, manifest);
+    let differentiable = (source.clone(), options.clone());
+    let shape = (spec, encoder.is_f32(), encoder.parameters());
     let instances = Instances::new(loading, source, options);
     let forwards = times.measure(Stage::Weights, || instances.load_others(encoder))?;
     let forward = Arc::clone(&forwards[0]);
@@ -68,7 +71,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
             metrics: loading.metrics.clone(),
             statistics: Arc::clone(&loading.statistics),
         };
-        let supervision = instances.supervision(loading);
+        let supervision = instances.supervision(loading, &forwards);
         Engine::start_over(options, forwards.clone(), &supervision)
     };
     let engine = times.measure(Stage::Engine, start)?;
@@ -81,6 +84,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         canary::check_or_record(loading, &mut |input| answer(input, &text, &forward))
     })?;
     let engine = Arc::new(engine);
+    let gradients = gradients::start(loading, differentiable, shape, &engine, max_tokens)?;
     let cache = manifest.cache.max_bytes().map(|max_bytes| {
         let options = CacheOptions {
             max_bytes,
@@ -98,7 +102,10 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
         labels: told.labels,
         output_size: told.output_size,
         activation: told.activation,
-        memory_bytes: told.memory_bytes * copies,
+        memory: ModelMemory {
+            weights: told.memory_bytes * copies,
+            ..ModelMemory::default()
+        },
         weight_bytes: told.memory_bytes,
         times,
         prepared,
@@ -107,6 +114,7 @@ pub(super) fn load(loading: &Loading<'_>) -> Result<Loaded, LoadError> {
             text: Arc::new(text),
             engine,
             cache,
+            gradients,
         }),
     })
 }

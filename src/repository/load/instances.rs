@@ -70,17 +70,27 @@ impl Instances {
         Ok(())
     }
 
-    /// What the engine does about an instance that has lost its device: loads it anew there.
-    pub(super) fn supervision(&self, loading: &Loading<'_>) -> Supervision<Forward> {
+    /// What the engine does about an instance that is lost: loads it anew where it was. On the CPU,
+    /// where nothing is wrong with the weights, whoever takes the place of one that hangs takes them,
+    /// too.
+    pub(super) fn supervision(
+        &self,
+        loading: &Loading<'_>,
+        forwards: &[Forward],
+    ) -> Supervision<Forward> {
         let (places, options) = (self.places.clone(), self.options.clone());
         let source = Arc::clone(&self.source);
+        let shared: Vec<_> = forwards.iter().map(Arc::downgrade).collect();
         let reload: Reload<Forward> = Arc::new(move |instance| {
+            if let (Place::Cpu, Some(same)) = (places[instance], shared[instance].upgrade()) {
+                return Ok(same);
+            }
             load(places[instance], &source, &options).map_err(|error| error.to_string())
         });
         let settings = loading.settings;
         settings
             .alarm
-            .supervision(&loading.model.name, settings.on_device_failure, reload)
+            .supervision(&loading.model.name, settings, reload)
     }
 }
 

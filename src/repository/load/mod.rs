@@ -5,6 +5,7 @@ mod canary;
 mod cascade;
 mod decoder;
 mod encoder;
+mod gradients;
 mod infer;
 mod instances;
 mod plan;
@@ -15,6 +16,8 @@ mod times;
 mod vocabulary;
 
 use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Instant, SystemTime},
@@ -32,10 +35,10 @@ use crate::{
     batching::PolicyError,
     config::{Activation, ConfigError, ModelManifest, Quantize, Task},
     device::{self, DeviceError, Place},
-    engine::continuous,
+    engine::{continuous, panic_message},
     models::{self, ForwardError, PreparedWeights},
     quality::calibration::Calibration,
-    telemetry::{Metrics, ModelMetrics, ModelStatistics, Traffic},
+    telemetry::{InstanceCount, Metrics, ModelMemory, ModelMetrics, ModelStatistics, Traffic},
     text::{ChatError, TokenizerError, VocabularyError},
 };
 
@@ -109,6 +112,9 @@ pub enum LoadError {
     /// A generation engine can't start.
     #[error(transparent)]
     Generation(#[from] continuous::StartError),
+    /// Something that reads the files is not up to them.
+    #[error("its files make what reads them panic: {0}")]
+    Panic(String),
     /// The model loaded and then failed on its first input.
     #[error("warm-up failed: {0}")]
     WarmUp(#[from] ForwardError),
@@ -197,7 +203,8 @@ struct Loaded {
     output_size: usize,
     activation: Activation,
     calibration: Option<Calibration>,
-    memory_bytes: u64,
+    /// But for answers that are kept.
+    memory: ModelMemory,
     weight_bytes: u64,
     times: LoadTimes,
     prepared: Arc<PreparedWeights>,
@@ -238,6 +245,20 @@ pub fn load_version(
     settings: &LoadSettings,
     tell: &dyn Fn(LoadStage),
 ) -> Result<ServedModel, LoadError> {
+    // Other people's code reads tokenizers and tensors, too. A file that makes it panic is its own
+    // model's failure: other models are still to be loaded by this thread.
+    let loading = AssertUnwindSafe(|| load_unguarded(model, version, metrics, settings, tell));
+    catch_unwind(loading)
+        .unwrap_or_else(|panic| Err(LoadError::Panic(panic_message(&*panic).to_owned())))
+}
+
+fn load_unguarded(
+    model: &FoundModel,
+    version: u64,
+    metrics: &Metrics,
+    settings: &LoadSettings,
+    tell: &dyn Fn(LoadStage),
+) -> Result<ServedModel, LoadError> {
     let started = Instant::now();
     let dir = model.version_dir(version);
     let manifest = read_manifest(model, &dir)?;
@@ -267,11 +288,7 @@ pub fn load_version(
     let cascade = cascade::check(&loading, &loaded.labels)?;
     let prepared = prepared::keep(&loading, loaded.prepared)?;
     tracing::info!(model = model.name, version, times = %loaded.times, "loaded");
-    for place in &loaded.places {
-        let same = loaded.places.iter().filter(|other| *other == place).count();
-        let instances = metrics.instances(&model.name, &version, &place.to_string());
-        instances.set(same as i64);
-    }
+    let counted = count_instances(metrics, &model.name, &version, &loaded.places);
     let drift = if manifest.drift.enabled {
         Some(DriftWatch::start(Watched {
             model: &model.name,
@@ -285,6 +302,11 @@ pub fn load_version(
     } else {
         None
     };
+    let memory = ModelMemory {
+        answers: manifest.cache.max_bytes().unwrap_or(0) as u64,
+        ..loaded.memory
+    };
+    metrics.set_memory(&model.name, &version, memory);
     let (metrics, statistics) = (loading.metrics.clone(), Arc::clone(&loading.statistics));
     Ok(ServedModel {
         name: model.name.clone(),
@@ -294,11 +316,12 @@ pub fn load_version(
         activation: loaded.activation,
         calibration: loaded.calibration,
         cascade,
-        memory_bytes: loaded.memory_bytes + manifest.cache.max_bytes().unwrap_or(0) as u64,
+        memory_bytes: memory.weights + memory.kv_cache + memory.answers,
         weight_bytes: loaded.weight_bytes,
         manifest,
         runner: loaded.runner,
         places: loaded.places,
+        _counted: counted,
         metrics,
         statistics,
         traffic: Traffic::default(),
@@ -311,6 +334,23 @@ pub fn load_version(
         loaded_at: SystemTime::now(),
         lease: Lease::default(),
     })
+}
+
+/// Counts a copy's instances, by device, for as long as it is there.
+fn count_instances(
+    metrics: &Metrics,
+    model: &str,
+    version: &str,
+    places: &[Place],
+) -> Vec<InstanceCount> {
+    let mut by_device: BTreeMap<String, usize> = BTreeMap::new();
+    for place in places {
+        *by_device.entry(place.to_string()).or_default() += 1;
+    }
+    by_device
+        .iter()
+        .map(|(device, instances)| metrics.count_instances(model, version, (device, *instances)))
+        .collect()
 }
 
 /// The manifest of a model, from its file or inferred from the files beside the weights.

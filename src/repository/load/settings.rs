@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::{
     config::{
-        DeviceChoice, OnDeviceFailure,
+        DeviceChoice, OnDeviceFailure, WatchdogConfig,
         server::{ModelsConfig, PreparedWeights},
     },
     repository::Alarm,
@@ -23,7 +23,9 @@ pub struct LoadSettings {
     pub device: DeviceChoice,
     /// What happens when a device fails for good.
     pub on_device_failure: OnDeviceFailure,
-    /// Who is told when one does.
+    /// What is done about a batch or a step that does not come back.
+    pub watchdog: WatchdogConfig,
+    /// Who is told when an instance is lost.
     pub alarm: Alarm,
     /// Whether the version's calibration is left aside, as when it is to be made anew.
     pub without_calibration: bool,
@@ -36,6 +38,7 @@ impl LoadSettings {
             prepared: PreparedPlace::of(config),
             device: config.device.clone(),
             on_device_failure: config.on_device_failure,
+            watchdog: config.watchdog.clone(),
             ..Self::default()
         }
     }

@@ -34,7 +34,7 @@ impl Cover {
             };
             [random(), random(), random(), random()].concat()
         } else {
-            config.hash_key.as_bytes().to_vec()
+            config.hash_key.reveal().as_bytes().to_vec()
         };
         Ok(Self {
             inputs: config.inputs,

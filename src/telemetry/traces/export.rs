@@ -9,6 +9,7 @@ use std::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 use opentelemetry::KeyValue;
+use opentelemetry_http::hyper::HyperClient;
 use opentelemetry_otlp::{
     Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _, WithTonicConfig as _,
 };
@@ -19,7 +20,11 @@ use opentelemetry_sdk::{
 use tokio::runtime::Runtime;
 use tonic::metadata::MetadataMap;
 
-use super::{spans::spans_of, tracer::Record};
+use super::{
+    spans::spans_of,
+    tls::{self, EncryptedConnector},
+    tracer::Record,
+};
 use crate::{
     config::{TracesConfig, traces::TraceProtocol},
     telemetry::TraceMetrics,
@@ -61,12 +66,21 @@ fn build(config: &TracesConfig) -> io::Result<SpanExporter> {
         io::Error::new(io::ErrorKind::InvalidInput, format!("traces: {error}"))
     };
     let endpoint = (!config.endpoint.is_empty()).then(|| config.endpoint.clone());
+    let is_encrypted = config.endpoint().starts_with("https://");
+    let authority = config.authority().filter(|_| is_encrypted);
+    if is_encrypted && authority.is_none() {
+        return Err(wrong(
+            &"an https:// endpoint, and no traces.ca_file that says whom to trust",
+        ));
+    }
     let mut exporter = match config.protocol {
         TraceProtocol::Grpc => {
             let mut headers = HeaderMap::new();
             for (key, value) in &config.headers {
                 let key = HeaderName::try_from(key).map_err(|error| wrong(&error))?;
-                let value = HeaderValue::try_from(value).map_err(|error| wrong(&error))?;
+                let mut value =
+                    HeaderValue::try_from(value.reveal()).map_err(|error| wrong(&error))?;
+                value.set_sensitive(true);
                 headers.insert(key, value);
             }
             let mut builder = SpanExporter::builder()
@@ -76,10 +90,17 @@ fn build(config: &TracesConfig) -> io::Result<SpanExporter> {
             if let Some(endpoint) = endpoint {
                 builder = builder.with_endpoint(endpoint);
             }
+            if is_encrypted && let Some(tls) = tls::of_grpc(config)? {
+                builder = builder.with_tls_config(tls);
+            }
             builder.build().map_err(|error| wrong(&error))?
         }
         TraceProtocol::Http => {
-            let headers: HashMap<_, _> = config.headers.clone().into_iter().collect();
+            let headers: HashMap<_, _> = config
+                .headers
+                .iter()
+                .map(|(key, value)| (key.clone(), value.reveal().to_owned()))
+                .collect();
             let mut builder = SpanExporter::builder()
                 .with_http()
                 .with_protocol(Protocol::HttpBinary)
@@ -87,6 +108,11 @@ fn build(config: &TracesConfig) -> io::Result<SpanExporter> {
                 .with_headers(headers);
             if let Some(endpoint) = endpoint {
                 builder = builder.with_endpoint(traces_url(&endpoint));
+            }
+            if let Some(authority) = &authority {
+                let connector = EncryptedConnector::new(config, authority)?;
+                let client = HyperClient::new(connector, config.timeout(), None);
+                builder = builder.with_http_client(client);
             }
             builder.build().map_err(|error| wrong(&error))?
         }

@@ -2,7 +2,10 @@
 
 use std::{
     borrow::Cow,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Instant,
 };
 
@@ -10,7 +13,7 @@ use opentelemetry::trace::{SpanContext, SpanId};
 
 use super::{
     notes::{BatchNotes, Ending},
-    tracer::{Record, Tracer, context_within, new_context},
+    tracer::{Record, Tracer, context_within, new_context, span_of},
 };
 
 tokio::task_local! {
@@ -40,6 +43,30 @@ pub struct RequestTrace {
     pub(super) name: Cow<'static, str>,
     pub(super) received: Instant,
     pub(super) ending: OnceLock<Ending>,
+    /// Where it is a row of a job.
+    pub(super) row: Option<Box<JobRow>>,
+    /// Whether nobody is to hear of it.
+    pub(super) discarded: AtomicBool,
+}
+
+/// A row of a job, as its trace tells of it.
+#[derive(Debug, Clone)]
+pub struct JobRow {
+    pub(super) job: String,
+    pub(super) index: u32,
+    /// The span of who submitted the job.
+    pub(super) submitted: Option<SpanContext>,
+}
+
+impl JobRow {
+    /// Row `index` of a job that was submitted with this `traceparent` and `tracestate`, empty for none.
+    pub fn new(job: String, index: u32, traceparent: &str, tracestate: &str) -> Self {
+        Self {
+            job,
+            index,
+            submitted: span_of(traceparent, tracestate),
+        }
+    }
 }
 
 /// What of a traced request goes with its rows.
@@ -86,6 +113,8 @@ impl RequestTrace {
             name: Cow::Borrowed(name),
             received: Instant::now(),
             ending: OnceLock::new(),
+            row: None,
+            discarded: AtomicBool::new(false),
         })
     }
 
@@ -102,6 +131,11 @@ impl RequestTrace {
         self.tracer.max_token_events()
     }
 
+    /// Nobody is to hear of it: it comes again.
+    pub fn discard(&self) {
+        self.discarded.store(true, Relaxed);
+    }
+
     /// Notes how it ended. Only the first word counts.
     pub fn end(&self, ending: Ending) {
         let _ = self.ending.set(ending);
@@ -110,6 +144,9 @@ impl RequestTrace {
 
 impl Drop for RequestTrace {
     fn drop(&mut self) {
+        if self.discarded.load(Relaxed) {
+            return;
+        }
         let tracer = self.tracer.clone();
         tracer.send(Record::Request {
             context: std::mem::replace(&mut self.context, SpanContext::NONE),
@@ -119,6 +156,7 @@ impl Drop for RequestTrace {
             received: self.received,
             ended: Instant::now(),
             ending: self.ending.take().map(Box::new),
+            row: self.row.take(),
         });
     }
 }

@@ -15,6 +15,7 @@ use opentelemetry_sdk::trace::{
 
 use super::{
     notes::{BatchNotes, Ending, RowTrace, Sequence, Stages},
+    request::JobRow,
     tracer::Record,
 };
 
@@ -51,11 +52,15 @@ pub(super) fn spans_of(record: Record) -> Vec<SpanData> {
             received,
             ended,
             ending,
+            row,
         } => {
             let mut root = span(&clock, name, context.clone(), (received, ended));
             root.parent_span_id = parent;
             root.parent_span_is_remote = parent_is_remote;
             root.span_kind = SpanKind::Server;
+            if let Some(row) = row {
+                describe_row(&mut root, *row);
+            }
             let mut spans = vec![root];
             if let Some(ending) = ending {
                 describe(&mut spans[0], &ending);
@@ -72,6 +77,15 @@ pub(super) fn spans_of(record: Record) -> Vec<SpanData> {
         Record::Batch { batch, rows, ended } => vec![batch_span(&clock, &batch, rows, ended)],
         Record::Flush(_) => Vec::new(),
     }
+}
+
+fn describe_row(root: &mut SpanData, row: JobRow) {
+    root.span_kind = SpanKind::Consumer;
+    root.attributes.extend([
+        KeyValue::new("ferry.job", row.job),
+        KeyValue::new("ferry.job.row", i64::from(row.index)),
+    ]);
+    root.links = links(row.submitted.into_iter().collect());
 }
 
 fn describe(root: &mut SpanData, ending: &Ending) {

@@ -40,6 +40,7 @@ fn ended(stages: Stages, received: Instant, answered: Instant, ended: Instant) -
             answered,
             error: None,
         })),
+        row: None,
     }
 }
 

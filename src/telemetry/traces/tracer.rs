@@ -2,7 +2,8 @@
 
 use std::{
     borrow::Cow,
-    sync::{Arc, OnceLock},
+    collections::HashMap,
+    sync::{Arc, OnceLock, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -19,7 +20,7 @@ use opentelemetry_sdk::{
 use super::{
     export,
     notes::{BatchNotes, Ending},
-    request::RequestTrace,
+    request::{JobRow, RequestTrace},
 };
 use crate::{config::TracesConfig, telemetry::TraceMetrics};
 
@@ -34,6 +35,7 @@ pub(super) enum Record {
         received: Instant,
         ended: Instant,
         ending: Option<Box<Ending>>,
+        row: Option<Box<JobRow>>,
     },
     Batch {
         batch: Arc<BatchNotes>,
@@ -123,6 +125,28 @@ impl Tracer {
                 name: Cow::Borrowed(name),
                 received: Instant::now(),
                 ending: OnceLock::new(),
+                row: None,
+                discarded: AtomicBool::new(false),
+            })
+        })
+    }
+
+    /// Begins the trace of a row of a job, if it is to be traced: a share of them is, whether or not who
+    /// submitted the job was, since a job has more rows than anyone wants to see.
+    pub fn begin_row(&self, row: impl FnOnce() -> JobRow) -> Option<Arc<RequestTrace>> {
+        let inner = self.0.as_ref()?;
+        let trace = RandomIdGenerator::default().new_trace_id();
+        is_sampled(trace, inner.threshold).then(|| {
+            Arc::new(RequestTrace {
+                tracer: self.clone(),
+                context: sampled(trace, TraceState::NONE),
+                parent: SpanId::INVALID,
+                parent_is_remote: false,
+                name: Cow::Borrowed("ferry.v1.Jobs row"),
+                received: Instant::now(),
+                ending: OnceLock::new(),
+                row: Some(Box::new(row())),
+                discarded: AtomicBool::new(false),
             })
         })
     }
@@ -182,10 +206,50 @@ fn sampled(trace: TraceId, state: TraceState) -> SpanContext {
 
 /// The span of the caller, where the headers name one that is valid.
 fn parent_of(headers: &dyn Extractor) -> Option<SpanContext> {
-    headers.get("traceparent")?;
+    // The propagator takes ids of any length for whole ones; what is no `traceparent` begins a trace
+    // of its own.
+    if !is_traceparent(headers.get("traceparent")?) {
+        return None;
+    }
     let context = TraceContextPropagator::new().extract(headers);
     let parent = context.span().span_context().clone();
     parent.is_valid().then_some(parent)
+}
+
+/// The caller's span as `traceparent` and `tracestate` write it, where the headers name one that is
+/// valid.
+pub fn caller_of(headers: &dyn Extractor) -> Option<(String, String)> {
+    parent_of(headers)?;
+    let value = |key| headers.get(key).unwrap_or_default().to_owned();
+    Some((value("traceparent"), value("tracestate")))
+}
+
+/// The span that `traceparent` and `tracestate` name, if they do.
+pub(super) fn span_of(traceparent: &str, tracestate: &str) -> Option<SpanContext> {
+    let headers: HashMap<String, String> = [
+        ("traceparent".to_owned(), traceparent.to_owned()),
+        ("tracestate".to_owned(), tracestate.to_owned()),
+    ]
+    .into();
+    parent_of(&headers)
+}
+
+/// Whether a header is of the form that W3C's Trace Context, 2.2, gives it: version, trace, span and
+/// flags, lower-case, and in versions to come more behind.
+fn is_traceparent(header: &str) -> bool {
+    let mut fields = header.trim().split('-');
+    let mut next = |digits: usize| {
+        let hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let field = fields.next().filter(|field| field.len() == digits);
+        field.filter(|field| field.bytes().all(hex))
+    };
+    let (version, trace, span, flags) = (next(2), next(32), next(16), next(2));
+    let is_whole = trace.is_some() && span.is_some() && flags.is_some();
+    match version {
+        Some("00") => is_whole && fields.next().is_none(),
+        Some(version) => is_whole && version != "ff",
+        None => false,
+    }
 }
 
 /// As OpenTelemetry's `TraceIdRatioBased` decides, so that servers with the same ratio agree.
@@ -195,4 +259,33 @@ pub(super) fn is_sampled(trace: TraceId, threshold: u64) -> bool {
         .iter()
         .fold(0, |low, &byte| low << 8 | u64::from(byte));
     low >> 1 < threshold
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_traceparent;
+
+    #[test]
+    fn ids_of_another_length_are_no_traceparent() {
+        let (trace, span) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+        assert!(is_traceparent(&format!("00-{trace}-{span}-01")));
+        assert!(is_traceparent(&format!(
+            "cc-{trace}-{span}-01-what-will-be"
+        )));
+        for wrong in [
+            String::new(),
+            format!("00-{trace}-{span}"),
+            format!("00-{trace}-{span}-01-more"),
+            format!("ff-{trace}-{span}-01"),
+            format!("0-{trace}-{span}-01"),
+            format!("00-{}-{span}-01", &trace[1..]),
+            format!("00-{trace}-{}-01", &span[1..]),
+            format!("00-{trace}-{span}-1"),
+            format!("00-{}-{span}-01", trace.to_uppercase()),
+            // What the fuzzer found: taken for a trace of 32 digits.
+            "cc-123890123457789012-1034565780246912-01-what-the-future-will-be".to_owned(),
+        ] {
+            assert!(!is_traceparent(&wrong), "{wrong}");
+        }
+    }
 }

@@ -16,7 +16,7 @@ use tonic_health::ServingStatus;
 pub use audit::{Audit, anonymous, identify};
 pub use encode::named;
 
-use super::{ListenError, Shared, reflection};
+use super::{ListenError, MAX_ERROR_RESETS, MAX_PENDING_RESETS, Shared, reflection};
 use crate::api::{listener::Incoming, proto::ferry::v1::admin_server::AdminServer};
 
 /// The service's full name, for health.
@@ -25,6 +25,9 @@ const SERVICE: &str = "ferry.v1.Admin";
 const MAX_REQUEST_BYTES: usize = 1 << 20;
 /// Calls of one connection.
 const MAX_CONCURRENT_CALLS: u32 = 128;
+
+/// Bytes of a call's headers taken in.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// How often an idle connection is looked after: a `--watch` through a tunnel that is gone must not
 /// keep its place.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -65,6 +68,9 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE / 3))
         .max_concurrent_streams(MAX_CONCURRENT_CALLS)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
         // Probes have no token, and health tells nothing that the port itself doesn't.
         .add_service(health_service)
         .add_service(guarded.service(reflection::of_admin().build_v1()?))

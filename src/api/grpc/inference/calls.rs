@@ -114,7 +114,7 @@ fn texts_or_ids(
     Ok((rows.collect(), "token_ids"))
 }
 
-fn when_unsure(least: f32, asked: Option<LowConfidence>) -> Result<WhenUnsure, RequestError> {
+pub fn when_unsure(least: f32, asked: Option<LowConfidence>) -> Result<WhenUnsure, RequestError> {
     check_confidence(least)?;
     let asked = asked.unwrap_or_default();
     let Ok(action) = LowConfidenceAction::try_from(asked.action) else {

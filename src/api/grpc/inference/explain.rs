@@ -1,7 +1,7 @@
 //! `Explain`: from its request to admission's call, from the shares to words with offsets.
 
 use crate::{
-    admission::{CallContext, ExplainCall, Explained, Explanation},
+    admission::{CallContext, ExplainBy, ExplainCall, Explained, Explanation},
     api::{
         account::find,
         grpc::Shared,
@@ -53,14 +53,18 @@ pub fn read(request: ExplainRequest) -> Result<Asked, RequestError> {
             return Err(RequestError::invalid("output", output, allowed));
         }
     };
-    let (method, explainer) = match ExplainMethod::try_from(method) {
+    let (method, by) = match ExplainMethod::try_from(method) {
         Ok(ExplainMethod::Unspecified | ExplainMethod::KernelShap) => {
-            (ExplainMethod::KernelShap, Explainer::KernelShap)
+            let by = ExplainBy::LeavingOut(Explainer::KernelShap);
+            (ExplainMethod::KernelShap, by)
         }
-        Ok(ExplainMethod::Occlusion) => (ExplainMethod::Occlusion, Explainer::Occlusion),
-        Ok(ExplainMethod::Lime) => (ExplainMethod::Lime, Explainer::Lime),
+        Ok(method @ ExplainMethod::Occlusion) => {
+            (method, ExplainBy::LeavingOut(Explainer::Occlusion))
+        }
+        Ok(method @ ExplainMethod::Lime) => (method, ExplainBy::LeavingOut(Explainer::Lime)),
+        Ok(method @ ExplainMethod::IntegratedGradients) => (method, ExplainBy::IntegratedGradients),
         Err(_) => {
-            let allowed = "a value of ferry.v1.ExplainMethod, 0 to 3";
+            let allowed = "a value of ferry.v1.ExplainMethod, 0 to 4";
             return Err(RequestError::invalid("method", method, allowed));
         }
     };
@@ -109,7 +113,7 @@ pub fn read(request: ExplainRequest) -> Result<Asked, RequestError> {
         call: ExplainCall {
             call,
             explained,
-            explainer,
+            by,
             samples: samples as usize,
             seed,
             replacement,
@@ -141,7 +145,7 @@ pub async fn answer(
     let (admission, metrics) = (&shared.admission, &shared.metrics);
     admission.wake(&asked.call.call.model, &context).await;
     let (model, mut account) = find(admission, metrics, &asked.call.call, &context)?;
-    let (seed, name) = (asked.call.seed, asked.call.explainer.name());
+    let (seed, name) = (asked.call.seed, asked.call.by.name());
     let explained = admission.explain(&model, asked.call, context).await;
     let explanation = match explained {
         Ok(explanation) => explanation,

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use futures_util::{Stream, stream};
 use tonic::Status;
 
-use super::{calls::check_confidence, rows};
+use super::{calls::when_unsure, rows};
 use crate::{
     admission::{
         CallContext, Ending, Finish as PieceFinish, GenerateCall, Piece, PieceToken, Prompt,
@@ -84,7 +84,9 @@ fn read_options(
     options: Option<GenerationOptions>,
 ) -> Result<Sending, RequestError> {
     let options = options.unwrap_or_default();
-    check_confidence(options.min_confidence)?;
+    call.when_unsure = when_unsure(options.min_confidence, options.on_low_confidence)?;
+    call.min_confidence = options.min_confidence;
+    call.whole = options.whole;
     call.max_tokens = options.max_tokens;
     call.sampling = sampling(options.sampling.unwrap_or_default());
     call.sampling.top_logprobs = options.top_logprobs;
@@ -95,7 +97,10 @@ fn read_options(
     call.keep_special_tokens = options.keep_special_tokens;
     call.constraint = options.constraint.map(constraint).transpose()?;
     Ok(Sending {
-        interval: options.stream_interval.max(1) as usize,
+        interval: match options.whole {
+            true => usize::MAX,
+            false => options.stream_interval.max(1) as usize,
+        },
         min_confidence: options.min_confidence,
     })
 }
@@ -227,6 +232,9 @@ impl Sender {
             confidence: finish.confidence,
             low_confidence: finish.confidence < self.sending.min_confidence,
             first_token_us: finish.first_token.as_micros() as u64,
+            anomalies: rows::anomalies(finish.anomalies),
+            escalation: finish.escalation.as_deref().map(rows::escalated),
+            abstained: finish.abstained,
             total_us: self.generation.received.elapsed().as_micros() as u64,
         }
     }

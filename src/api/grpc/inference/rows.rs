@@ -1,19 +1,22 @@
 //! From a row's answer to its typed message.
 
 use crate::{
-    admission::{AnsweredRow, RowResult},
+    admission::{self, AnsweredRow, RowResult},
     api::{
         account::Answered,
         proto::ferry::v1::{
-            ClassifyRow, ClassifyTokensRow, EmbedRow, Escalation, LabelScore, LowConfidence,
-            LowConfidenceAction, ModelInfo, RerankRequest, RerankRow, RowError, RowInfo, Span,
-            Timing, Token, TokenizeRow,
+            Anomalies as ProtoAnomalies, ClassifyRow, ClassifyTokensRow, EmbedRow, Escalation,
+            LabelScore, LowConfidence, LowConfidenceAction, ModelInfo, RerankRequest, RerankRow,
+            RowError, RowInfo, Span, Timing, Token, TokenizeRow,
         },
         status::map,
     },
     error::RequestError,
     models::RowOutput,
-    quality,
+    quality::{
+        self,
+        drift::{Anomalies, Anomaly},
+    },
     repository::ServedModel,
     text::EncodedRow,
 };
@@ -305,6 +308,16 @@ pub fn row_error(error: &RequestError) -> RowError {
     }
 }
 
+/// Anomalies as the protocol tells them; nothing where there are none.
+pub fn anomalies(found: Anomalies) -> Option<ProtoAnomalies> {
+    let has = |wanted| found.iter().any(|anomaly| anomaly == wanted);
+    (!found.is_empty()).then(|| ProtoAnomalies {
+        length: has(Anomaly::Length),
+        unknown_tokens: has(Anomaly::UnknownTokens),
+        embedding: has(Anomaly::Embedding),
+    })
+}
+
 fn info(row: usize, answer: &AnsweredRow) -> RowInfo {
     RowInfo {
         row: row as u32,
@@ -312,12 +325,17 @@ fn info(row: usize, answer: &AnsweredRow) -> RowInfo {
         truncated: answer.encoded.truncated,
         batch_rows: answer.answer.batch_rows as u32,
         cached: answer.cached,
+        anomalies: anomalies(answer.anomalies),
     }
 }
 
 fn escalation(answer: &AnsweredRow) -> Option<Escalation> {
-    let escalation = answer.escalation.as_ref()?;
-    Some(Escalation {
+    answer.escalation.as_deref().map(escalated)
+}
+
+/// Who answered, as the protocol tells it.
+pub fn escalated(escalation: &admission::Escalation) -> Escalation {
+    Escalation {
         answered_by: Some(model_info(&escalation.by)),
         escalated_from: escalation
             .from
@@ -325,7 +343,7 @@ fn escalation(answer: &AnsweredRow) -> Option<Escalation> {
             .map(|model| model_info(model))
             .collect(),
         failed: escalation.failed,
-    })
+    }
 }
 
 fn failed_info(row: usize) -> RowInfo {

@@ -24,6 +24,7 @@ use crate::{
     api::{
         account::{answer_call, find},
         context::read_context,
+        gate::allowed_models,
         proto::inference as pb,
         proto::inference::grpc_inference_service_server::GrpcInferenceService,
         status::{map, status_of},
@@ -77,11 +78,8 @@ async fn infer(
     context: CallContext,
 ) -> Result<pb::ModelInferResponse, RequestError> {
     shared.admission.wake(&request.model_name, &context).await;
-    let model =
-        shared
-            .admission
-            .repository()
-            .find(&request.model_name, &request.model_version, None);
+    let (name, version) = (&request.model_name, &request.model_version);
+    let model = shared.admission.look_up(name, version, &context.models);
     let model = model.inspect_err(|error| shared.metrics.count_unrouted(map(error).outcome))?;
     if model.task() == Task::Generate {
         return generate::infer(shared, &request, context).await;
@@ -122,12 +120,13 @@ async fn infer_in_stream(
 ) {
     let id = request.id.clone();
     shared.admission.wake(&request.model_name, &context).await;
-    let repository = shared.admission.repository();
-    let model = repository.find(&request.model_name, &request.model_version, None);
-    let answered = if model.is_ok_and(|model| model.task() == Task::Generate) {
-        generate::infer_in_stream(&shared, &request, context, &replies).await
-    } else {
-        match infer(&shared, request, context).await {
+    let (name, version) = (&request.model_name, &request.model_version);
+    let model = shared.admission.look_up(name, version, &context.models);
+    let answered = match model {
+        Ok(model) if model.task() == Task::Generate => {
+            generate::infer_in_stream(&shared, &request, context, &replies).await
+        }
+        Ok(_) => match infer(&shared, request, context).await {
             Ok(response) => {
                 replies
                     .send(pb::ModelStreamInferResponse {
@@ -138,6 +137,10 @@ async fn infer_in_stream(
                 Ok(())
             }
             Err(error) => Err(error),
+        },
+        Err(error) => {
+            shared.metrics.count_unrouted(map(&error).outcome);
+            Err(error)
         }
     };
     if let Err(error) = answered {
@@ -200,9 +203,9 @@ impl GrpcInferenceService for OpenInference {
         request: Request<pb::ModelMetadataRequest>,
     ) -> Result<Response<pb::ModelMetadataResponse>, Status> {
         let request = request.into_inner();
-        let repository = self.shared.admission.repository();
-        let model = repository
-            .find(&request.name, &request.version, None)
+        let admission = &self.shared.admission;
+        let model = admission
+            .look_up(&request.name, &request.version, &allowed_models())
             .map_err(|error| status_of(&error))?;
         Ok(Response::new(describe::metadata(&model)))
     }
@@ -214,8 +217,7 @@ impl GrpcInferenceService for OpenInference {
         let request = request.into_inner();
         let admission = &self.shared.admission;
         let model = admission
-            .repository()
-            .find(&request.name, &request.version, None)
+            .look_up(&request.name, &request.version, &allowed_models())
             .map_err(|error| status_of(&error))?;
         let config = describe::config(&model, admission.limits().max_rows);
         Ok(Response::new(pb::ModelConfigResponse {
@@ -259,8 +261,8 @@ impl GrpcInferenceService for OpenInference {
         request: Request<pb::ModelStatisticsRequest>,
     ) -> Result<Response<pb::ModelStatisticsResponse>, Status> {
         let request = request.into_inner();
-        let repository = self.shared.admission.repository();
-        statistics::read(repository, &request.name, &request.version)
+        let (admission, models) = (&self.shared.admission, allowed_models());
+        statistics::read(admission, &models, &request.name, &request.version)
             .map(Response::new)
             .map_err(|error| status_of(&error))
     }
@@ -270,7 +272,8 @@ impl GrpcInferenceService for OpenInference {
         request: Request<pb::RepositoryIndexRequest>,
     ) -> Result<Response<pb::RepositoryIndexResponse>, Status> {
         let only_ready = request.into_inner().ready;
-        let index = repository::index(self.shared.admission.repository(), only_ready);
+        let repository = self.shared.admission.repository();
+        let index = repository::index(repository, &allowed_models(), only_ready);
         Ok(Response::new(index))
     }
 
@@ -279,6 +282,9 @@ impl GrpcInferenceService for OpenInference {
         request: Request<pb::RepositoryModelLoadRequest>,
     ) -> Result<Response<pb::RepositoryModelLoadResponse>, Status> {
         let operator = self.operator(&request)?;
+        allowed_models()
+            .check(&request.get_ref().model_name)
+            .map_err(|error| status_of(&error))?;
         repository::load(&self.shared, operator, request.into_inner())
             .await
             .map(Response::new)
@@ -290,6 +296,9 @@ impl GrpcInferenceService for OpenInference {
         request: Request<pb::RepositoryModelUnloadRequest>,
     ) -> Result<Response<pb::RepositoryModelUnloadResponse>, Status> {
         let operator = self.operator(&request)?;
+        allowed_models()
+            .check(&request.get_ref().model_name)
+            .map_err(|error| status_of(&error))?;
         repository::unload(&self.shared, operator, request.into_inner())
             .await
             .map(Response::new)

@@ -8,7 +8,7 @@ use super::{
     tensors::{DataType, TensorSpec, outputs_of, put_bytes},
 };
 use crate::{
-    admission::AnsweredRow,
+    admission::{AnsweredRow, Escalation},
     api::{
         account::Answered,
         grpc::inference::shorten,
@@ -18,7 +18,7 @@ use crate::{
     },
     error::RequestError,
     models::RowOutput,
-    quality::{self, Classified},
+    quality::{self, Classified, drift::Anomaly},
     repository::ServedModel,
 };
 
@@ -86,7 +86,8 @@ pub fn encode(
                     .as_ref()
                     .map(|_| flag_parameter("calibrated")),
             )
-            .chain(escalation_parameters(model, &rows))
+            .chain(escalation_parameters(model, &escalations(&rows)))
+            .chain(anomaly_parameters(&rows))
             .collect(),
         outputs,
         raw_output_contents: contents,
@@ -98,23 +99,25 @@ fn flag_parameter(name: &str) -> (String, pb::InferParameter) {
     (name.to_owned(), pb::InferParameter { parameter_choice })
 }
 
+fn escalations<'a>(rows: &[&'a AnsweredRow]) -> Vec<Option<&'a Escalation>> {
+    rows.iter().map(|row| row.escalation.as_deref()).collect()
+}
+
 /// Who answered each row, as `name/version` with commas between, and how many rows were handed on;
 /// nothing where all are the model's own.
-fn escalation_parameters(
+pub(super) fn escalation_parameters(
     model: &ServedModel,
-    rows: &[&AnsweredRow],
+    rows: &[Option<&Escalation>],
 ) -> Vec<(String, pb::InferParameter)> {
-    let handed_on = |row: &&&AnsweredRow| {
-        let escalation = row.escalation.as_ref();
-        escalation.is_some_and(|escalation| !escalation.from.is_empty())
-    };
+    let handed_on =
+        |row: &&Option<&Escalation>| row.is_some_and(|escalation| !escalation.from.is_empty());
     let escalated = rows.iter().filter(handed_on).count();
     if escalated == 0 {
         return Vec::new();
     }
     let names: Vec<String> = rows
         .iter()
-        .map(|row| row.answered_by(model))
+        .map(|row| row.map_or(model, |escalation| &escalation.by))
         .map(|by| format!("{}/{}", by.name, by.version))
         .collect();
     let parameter = |name: &str, choice| {
@@ -127,6 +130,31 @@ fn escalation_parameters(
             ParameterChoice::Int64Param(escalated as i64),
         ),
         parameter("answered_by", ParameterChoice::StringParam(names.join(","))),
+    ]
+}
+
+/// How many rows are far from what is usual, and each row's ways of being so: rows with commas between, ways
+/// with `+`; nothing where none is.
+fn anomaly_parameters(rows: &[&AnsweredRow]) -> Vec<(String, pb::InferParameter)> {
+    let anomalous = rows.iter().filter(|row| !row.anomalies.is_empty()).count();
+    if anomalous == 0 {
+        return Vec::new();
+    }
+    let ways = |row: &&AnsweredRow| {
+        let ways: Vec<_> = row.anomalies.iter().map(Anomaly::name).collect();
+        ways.join("+")
+    };
+    let ways: Vec<String> = rows.iter().map(ways).collect();
+    let parameter = |name: &str, choice| {
+        let parameter_choice = Some(choice);
+        (name.to_owned(), pb::InferParameter { parameter_choice })
+    };
+    vec![
+        parameter(
+            "anomalous_rows",
+            ParameterChoice::Int64Param(anomalous as i64),
+        ),
+        parameter("anomalies", ParameterChoice::StringParam(ways.join(","))),
     ]
 }
 

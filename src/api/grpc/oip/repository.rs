@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    admission::Operator,
+    admission::{AllowedModels, Operator},
     api::grpc::{Shared, admin::Audit},
     api::proto::inference::{
         self as pb, model_repository_parameter::ParameterChoice,
@@ -13,9 +13,15 @@ use crate::{
     repository::{Repository, VersionStatus},
 };
 
-pub fn index(repository: &Repository, only_ready: bool) -> pb::RepositoryIndexResponse {
+/// What there is, as far as the caller may ask it.
+pub fn index(
+    repository: &Repository,
+    allowed: &AllowedModels,
+    only_ready: bool,
+) -> pb::RepositoryIndexResponse {
     let mut models = Vec::new();
-    for model in repository.status() {
+    let status = repository.status().into_iter();
+    for model in status.filter(|model| allowed.allows(&model.name)) {
         let loaded = |version: &&VersionStatus| version.since > 0.0;
         let versions = model.versions.iter().filter(loaded);
         let before = models.len();

@@ -1,22 +1,27 @@
 //! The statistics extension.
 
 use crate::{
+    admission::{Admission, AllowedModels},
     api::proto::inference as pb,
     error::RequestError,
-    repository::{Repository, ServedModel},
+    repository::ServedModel,
     telemetry::StatDuration,
 };
 
-/// The statistics of one model, or of all that are ready when `name` is empty.
+/// The statistics of one model, or of all that are ready, and that the caller may ask, when
+/// `name` is empty.
 pub fn read(
-    repository: &Repository,
+    admission: &Admission,
+    models: &AllowedModels,
     name: &str,
     version: &str,
 ) -> Result<pb::ModelStatisticsResponse, RequestError> {
     let models = if name.is_empty() {
-        repository.all_ready()
+        let mut ready = admission.repository().all_ready();
+        ready.retain(|model| models.allows(&model.name));
+        ready
     } else {
-        vec![repository.find(name, version, None)?]
+        vec![admission.look_up(name, version, models)?]
     };
     Ok(pb::ModelStatisticsResponse {
         model_stats: models.iter().map(|model| of_model(model)).collect(),

@@ -11,6 +11,7 @@ use axum::{
 
 use super::openai::ApiError;
 use crate::api::{
+    gate::allowed_models,
     grpc::{Shared, admin},
     json::to_json,
     proto::ferry::v1::StatusResponse,
@@ -79,7 +80,9 @@ async fn file(Path(name): Path<String>) -> Response {
 
 /// Models, versions, routes and what was decided of them: `ferry.v1.Admin/Status` as JSON.
 async fn status(State(shared): State<Shared>) -> Result<Response, ApiError> {
-    let models = admin::named(shared.admission.repository(), "").await?;
+    let mut models = admin::named(shared.admission.repository(), "").await?;
+    let allowed = allowed_models();
+    models.retain(|model| allowed.allows(&model.name));
     let json = to_json(&StatusResponse { models }, "ferry.v1.StatusResponse")?;
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }

@@ -18,7 +18,10 @@ use super::{
     request::Incoming,
 };
 use crate::{
-    api::grpc::{DEFAULT_TENANT, Shared},
+    api::{
+        grpc::{DEFAULT_TENANT, Shared},
+        jobs::submitter,
+    },
     error::RequestError,
     jobs::{AnyFileId, Endpoint, FileId, JobId, JobRecord, JobRequest, JobState, LineFault},
 };
@@ -180,6 +183,7 @@ async fn create(
         "" => DEFAULT_TENANT.to_owned(),
         tenant => tenant.to_owned(),
     };
+    request.submitter = submitter(&headers);
     let job = jobs.submit_batch(request, endpoint, input, window).await?;
     answer(&job)
 }

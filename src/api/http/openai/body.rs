@@ -1,5 +1,7 @@
 //! Takes in a request's body, as far as the limit goes.
 
+use std::time::Duration;
+
 use axum::{
     body::{Body, Bytes},
     http::{HeaderMap, StatusCode, header},
@@ -12,10 +14,13 @@ use super::errors::ApiError;
 /// Bytes of a body at most; what gRPC takes in by default.
 pub const MAX_BODY_BYTES: usize = 64 << 20;
 
+/// Time within which more of a body has to come.
+const PAUSE: Duration = Duration::from_secs(30);
+
 /// Reads a body of at most `limit` bytes. What its content type says does not matter.
 ///
 /// # Errors
-/// 413 when it is longer, 415 when it is compressed, 400 when the connection fails under way.
+/// 408 when it comes too slowly, 413 when it is longer, 415 when it is compressed, 400 when the connection fails under way.
 pub async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
     if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
         && encoding != "identity"
@@ -34,7 +39,11 @@ pub async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<
     }
     let mut taken = BytesMut::new();
     let mut chunks = body.into_data_stream();
-    while let Some(chunk) = chunks.next().await {
+    loop {
+        let next = tokio::time::timeout(PAUSE, chunks.next()).await;
+        let Some(chunk) = next.map_err(|_| too_slow())? else {
+            return Ok(taken.freeze());
+        };
         let chunk = chunk.map_err(|_| {
             let message = "the body broke off before its end".to_owned();
             ApiError::of_request(StatusCode::BAD_REQUEST, "incomplete_body", message)
@@ -44,7 +53,11 @@ pub async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<
         }
         taken.extend_from_slice(&chunk);
     }
-    Ok(taken.freeze())
+}
+
+fn too_slow() -> ApiError {
+    let message = format!("no more of the body came within {} s", PAUSE.as_secs());
+    ApiError::of_request(StatusCode::REQUEST_TIMEOUT, "slow_body", message)
 }
 
 fn too_large(limit: usize) -> ApiError {

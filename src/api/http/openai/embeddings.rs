@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::{
     errors::ApiError,
     fields::{Field, Fields, Kind},
-    output::{cached_header, model_headers},
+    output::{anomalous_header, cached_header, model_headers},
     parameters::one_or_more,
     request::Incoming,
 };
@@ -183,6 +183,7 @@ fn encode(answered: &Answered, dimensions: u32, base64: bool) -> Result<Response
     let headers = (
         model_headers(&answered.model),
         cached_header(answered.cached()),
+        anomalous_header(answered.anomalous_rows()),
     );
     Ok((headers, Json(embeddings)).into_response())
 }

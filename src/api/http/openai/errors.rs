@@ -101,6 +101,7 @@ impl From<RequestError> for ApiError {
             E::Unimplemented { .. } => "not_implemented",
             E::DeviceMemory { .. } => "out_of_device_memory",
             E::DeviceLost { .. } => "device_lost",
+            E::InstanceHung { .. } => "instance_hung",
             E::Internal { .. } => "internal_error",
         };
         let param = match &error {

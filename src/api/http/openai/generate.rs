@@ -12,7 +12,7 @@ use futures_util::stream;
 use super::{
     continuations::Continuations,
     errors::ApiError,
-    output::{Envelope, Gathered, Surface, cached_header, model_headers, new_id},
+    output::{Envelope, Gathered, Surface, cached_header, escalated_header, model_headers, new_id},
     parameters::GenerationRequest,
     request::{Incoming, refuse},
 };
@@ -71,9 +71,15 @@ async fn whole<S: Surface>(
     let envelope = Envelope::new(&new_id(S::ID), S::ANSWER, &running.model, false);
     let json = envelope.answer(surface, &choices, running.usage());
     let content_type = [(header::CONTENT_TYPE, "application/json")];
+    let handed_on = |choice: &&Gathered| {
+        let finish = choice.finish.as_ref();
+        let escalation = finish.and_then(|finish| finish.escalation.as_ref());
+        escalation.is_some_and(|escalation| !escalation.from.is_empty())
+    };
     let headers = (
         model_headers(&running.model),
         cached_header(running.all_cached),
+        escalated_header(choices.iter().filter(handed_on).count()),
     );
     Ok((content_type, headers, json).into_response())
 }

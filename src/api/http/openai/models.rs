@@ -11,7 +11,10 @@ use super::{
     errors::ApiError,
     output::{model_headers, unix_seconds},
 };
-use crate::{api::grpc::Shared, repository::ServedModel};
+use crate::{
+    api::{gate::allowed_models, grpc::Shared},
+    repository::ServedModel,
+};
 
 #[derive(Serialize)]
 struct Models {
@@ -54,9 +57,11 @@ fn max_tokens(model: &ServedModel) -> usize {
     }
 }
 
-/// All that are ready, by name.
+/// All that are ready and that the caller's key opens, by name.
 pub async fn list(State(shared): State<Shared>) -> impl IntoResponse {
-    let ready = shared.admission.repository().ready();
+    let mut ready = shared.admission.repository().ready();
+    let models = allowed_models();
+    ready.retain(|model| models.allows(&model.name));
     Json(Models {
         object: "list",
         data: ready.iter().map(|model| Model::of(model)).collect(),
@@ -68,6 +73,6 @@ pub async fn show(
     State(shared): State<Shared>,
     Path(name): Path<String>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let model = shared.admission.repository().find(&name, "", None)?;
+    let model = shared.admission.look_up(&name, "", &allowed_models())?;
     Ok((model_headers(&model), Json(Model::of(&model))))
 }

@@ -236,6 +236,11 @@ pub fn escalated_header(rows: usize) -> Option<[(&'static str, String); 1]> {
     (rows > 0).then(|| [("x-ferry-escalated-rows", rows.to_string())])
 }
 
+/// The header that tells how many rows are far from what is usual for their model.
+pub fn anomalous_header(rows: usize) -> Option<[(&'static str, String); 1]> {
+    (rows > 0).then(|| [("x-ferry-anomalous-rows", rows.to_string())])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

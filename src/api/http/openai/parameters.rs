@@ -82,7 +82,9 @@ pub fn read_common(fields: &mut Fields<'_>) -> Result<(GenerateCall, Delivery), 
             "0: a least length is not supported",
         ));
     }
-    Ok((call, read_delivery(fields)?))
+    let delivery = read_delivery(fields)?;
+    call.whole = !delivery.stream;
+    Ok((call, delivery))
 }
 
 fn read_sampling(fields: &mut Fields<'_>) -> Result<SamplingParameters, RequestError> {

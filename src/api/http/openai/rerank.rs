@@ -14,7 +14,7 @@ use super::{
     embeddings::Usage,
     errors::ApiError,
     fields::{Field, Fields, Kind},
-    output::{cached_header, escalated_header, model_headers, new_id},
+    output::{anomalous_header, cached_header, escalated_header, model_headers, new_id},
     parameters::switch,
     request::Incoming,
 };
@@ -169,6 +169,7 @@ fn encode(answered: &Answered, kept: &[String], top_n: usize) -> Result<Response
         model_headers(&answered.model),
         cached_header(answered.cached()),
         escalated_header(answered.escalated_rows()),
+        anomalous_header(answered.anomalous_rows()),
     );
     Ok((headers, Json(ranking)).into_response())
 }

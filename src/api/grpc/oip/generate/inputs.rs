@@ -84,6 +84,7 @@ pub fn decode(
     let prepend = (!stream && exclude != Some(true)).then(|| prompt.clone());
     let mut call = GenerateCall::new(request.model_name.clone(), Prompt::Text(prompt));
     call.version.clone_from(&request.model_version);
+    call.whole = !stream;
     if let Some(json) = tensors.text("sampling_parameters")? {
         read_sampling(&json, &mut call)?;
     }

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 
 use super::inputs::{Asked, Returns};
 use crate::{
-    admission::{Ending, Piece},
+    admission::{Ending, Escalation, Piece},
     api::{
         generation::AccountedGeneration,
         grpc::oip::{
+            outputs::escalation_parameters,
             parameters::cached_parameter,
             tensors::{DataType, put_bytes},
         },
@@ -24,6 +25,7 @@ struct Continuation {
     logprob: f32,
     tokens: u32,
     ending: Option<Ending>,
+    escalation: Option<Box<Escalation>>,
 }
 
 impl Continuation {
@@ -37,6 +39,7 @@ impl Continuation {
             .sum::<f32>();
         if let Some(finish) = piece.finish {
             self.ending = Some(finish.ending);
+            self.escalation = finish.escalation;
         }
     }
 }
@@ -144,6 +147,11 @@ fn encode(
     };
     let mut parameters = HashMap::from([("triton_final_response".to_owned(), is_last)]);
     parameters.extend(generation.cached.map(cached_parameter));
+    let by: Vec<_> = continuations
+        .iter()
+        .map(|continuation| continuation.escalation.as_deref())
+        .collect();
+    parameters.extend(escalation_parameters(&generation.model, &by));
     pb::ModelInferResponse {
         model_name: generation.model.name.clone(),
         model_version: generation.model.version.clone(),

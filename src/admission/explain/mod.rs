@@ -1,14 +1,17 @@
-//! Explains one answer: has its text asked about with words left out, and gives each word its share.
+//! Explains one answer: has its text asked about with words left out, and gives each word its share; or
+//! follows the model's gradients (`gradients`).
 //!
 //! The perturbed rows board the model's queue like any others, at the lowest priority and some at a
 //! time, so that an explanation fills what the requests leave free and waits while they don't. Its
 //! answers are not kept in the response cache, and nobody gets copies of them.
 
+mod gradients;
+
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Admission, Call, CallContext};
+use super::{Admission, Call, CallContext, board::Watching};
 use crate::{
     batching::Priority,
     config::Task,
@@ -31,6 +34,25 @@ const GROUPS: usize = 2;
 /// Explanations that are under way at a time.
 pub(super) const MAX_EXPLAINING: usize = 16;
 
+/// How shares are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExplainBy {
+    /// Words are left out.
+    LeavingOut(Explainer),
+    /// The model's gradients, on the way from a text without words.
+    IntegratedGradients,
+}
+
+impl ExplainBy {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LeavingOut(explainer) => explainer.name(),
+            Self::IntegratedGradients => "integrated_gradients",
+        }
+    }
+}
+
 /// What is to be explained, and how.
 #[derive(Debug, Clone)]
 pub struct ExplainCall {
@@ -39,8 +61,8 @@ pub struct ExplainCall {
     /// Which number.
     pub explained: Explained,
     /// How.
-    pub explainer: Explainer,
-    /// Subsets of the words to ask about; 0 for as many as usual.
+    pub by: ExplainBy,
+    /// Subsets of the words to ask about, or points of the line; 0 for as many as usual.
     pub samples: usize,
     /// Of what is drawn.
     pub seed: u64,
@@ -130,11 +152,18 @@ impl Admission {
             .ok_or_else(|| RequestError::invalid(asked.call.field, "nothing", "one text"))?;
         asked.call.check_row(0, model.task(), self.limits())?;
         let texts = Texts::of(row, &asked)?;
-        let plan = plan(&asked, texts.count())?;
         let context = CallContext {
             priority: Priority::LOW,
             ..context
         };
+        let explainer = match asked.by {
+            ExplainBy::LeavingOut(explainer) => explainer,
+            ExplainBy::IntegratedGradients => {
+                let explaining = self.explain_by_gradients(model, &asked, &texts, &context);
+                return explaining.await;
+            }
+        };
+        let plan = plan(&asked, explainer, texts.count())?;
         let ask = |rows: Vec<RowInput>| self.answers(model, &asked.call, rows, &context);
 
         let mut runs = 0;
@@ -212,7 +241,7 @@ impl Admission {
             ..call.clone()
         };
         let mut boarded = self
-            .line_up(Arc::clone(model), call, context.clone())
+            .line_up(Arc::clone(model), call, context.clone(), Watching::No)
             .await?;
         let answers = boarded.all().await.into_iter().map(|row| {
             let row = row?;
@@ -320,12 +349,12 @@ impl<'a> Texts<'a> {
     }
 }
 
-fn plan(asked: &ExplainCall, features: usize) -> Result<Plan, RequestError> {
+fn plan(asked: &ExplainCall, explainer: Explainer, features: usize) -> Result<Plan, RequestError> {
     if asked.samples > MAX_SAMPLES {
         let allowed = format!("at most {MAX_SAMPLES}, or 0 for as many as usual");
         return Err(RequestError::invalid("samples", asked.samples, allowed));
     }
-    Plan::new(asked.explainer, features, asked.samples, asked.seed).map_err(|least| {
+    Plan::new(explainer, features, asked.samples, asked.seed).map_err(|least| {
         let allowed = format!("{least} or more for {features} features, or 0 for as many as usual");
         RequestError::invalid("samples", asked.samples, allowed)
     })

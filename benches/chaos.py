@@ -149,9 +149,8 @@ class Operator:
             "warm": (3, lambda: self.ferry("warm", "warm", name, version)),
             "unload a version": (3, lambda: self.alone(name, self.take_out, "unload", name, version)),
             "drain a version": (2, lambda: self.alone(name, self.take_out, "drain", name, version)),
-            # Of the stable version there is neither: then the request is wrong.
-            "canary": (3, lambda: self.ferry("canary", "route", name, "--canary", f"{version}:{share}", expected=(DONE, REFUSED, WRONG))),
-            "shadow": (3, lambda: self.ferry("shadow", "route", name, "--shadow", f"{version}:{share}", expected=(DONE, REFUSED, WRONG))),
+            "canary": (4, lambda: self.trial("canary", name, version, share)),
+            "shadow": (4, lambda: self.trial("shadow", name, version, share)),
             "label": (1, lambda: self.ferry("label", "route", name, "--label", f"next={version}")),
             "promote": (2, lambda: self.alone(name, self.ferry, "promote", "promote", name, *self.draw.choice(((), ("--force",))))),
             "rollback": (3, lambda: self.alone(name, self.ferry, "rollback", "rollback", name)),
@@ -172,6 +171,11 @@ class Operator:
     async def take_out(self, how, name, version):
         if await self.ferry("swap", "swap", name, 3 - version) == DONE:
             await self.ferry(f"{how} a version", how, name, version)
+
+    async def trial(self, how, name, version, share):
+        """A candidate. Of the stable version there is none: then the request is wrong."""
+        await self.ferry("warm", "warm", name, version)
+        await self.ferry(how, "route", name, f"--{how}", f"{version}:{share}", expected=(DONE, REFUSED, WRONG))
 
     async def broken(self, name):
         async with self.locks[name, "broken"]:
@@ -286,7 +290,7 @@ def write_report(options, traffic, operators, commands, faults):
     text = f"""# Versions in random order under load
 
 `python3 benches/chaos.py --minutes {options.minutes:g} --seed {options.seed}`, {datetime.date.today()}, {os.cpu_count()} cores: {options.operators} operators,
- {options.clients} clients with pauses. What counts as failed is said at the top of `benches/chaos.py`.
+{options.clients} clients with pauses. What counts as failed is said at the top of `benches/chaos.py`.
 
 **{'; '.join(faults) if faults else f'{sum(results.values())} actions, {calls} calls, none failed; in the end every model says what it said at the beginning.'}**
 

@@ -74,8 +74,10 @@ def measure(options, name):
     with server:
         os.sched_setaffinity(0, options.load_cores)
         bench = lambda *load: run_bench(options, server, name, more, load)  # noqa: E731
-        (closed,) = bench("--clients", str(clients), "--seconds", "6")
+        (closed,) = bench("--clients", str(clients), "--seconds", str(2 * options.seconds))
         capacity = closed["served_calls_per_second"]
+        if capacity == 0:
+            sys.exit(f"{name}: no call was answered within {2 * options.seconds:g} s; is the machine busy?")
         rates = ",".join(f"{capacity * factor:.3f}" for factor in FACTORS)
         limits = ("--slo-p99", str(deadline), "--header", f"x-request-timeout-ms: {deadline}")
         points = bench("--rate", rates, "--seconds", str(options.seconds), "--max-in-flight", "8192", *limits)
@@ -215,9 +217,25 @@ capacity is what a closed loop gets. Latencies are those of what was answered.
             if "us" in cost:
                 text += f"\nA call that is refused costs the server {cost['us']:.0f} µs over {protocol} ({cost['refused']} of {cost['of']} were)."
         text += "\n"
-    options.out.write_text(text)
+    options.out.write_text(text + HOW)
     return text
 
+
+HOW = """
+## How it is held
+
+Whoever can't be answered in time is refused at the door (RESOURCE_EXHAUSTED, 429, with the time to wait), before
+a text is tokenized or a template filled in; work that is begun and comes too late would cost as much as
+work that counts.
+
+- **Batches**: the time until a row is done is what is ahead of it, by the run time model, with 15 % and the
+  model's own error of late on top, and its own run. What came in since the dispatcher last looked is ahead, too.
+- **Generations**: each of a sequence's tokens takes a step, which takes `a + b x tokens`; with the sequences
+  that are there, and the share of prompts that is usual, that is how long it will run. Most end before
+  `max_tokens`, so no more tokens are reckoned with than sequences came to of late. Without this an
+  overloaded engine begins more than it can end in time, and ends none.
+- Whoever comes to an idle engine is let in whatever is thought of it, so that a wrong thought is mended.
+"""
 
 if __name__ == "__main__":
     main()

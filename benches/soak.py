@@ -11,7 +11,7 @@ carry deadlines that pass. `ferry bench` calls the same server over gRPC, on new
 submitted, watched and deleted; an operator swaps, loads anew, mirrors to candidates, promotes, rolls back, and tries a
 version whose file is cut short.
 
-Memory, descriptors, threads, blocks of the cache and rows that wait are read every few seconds. After a warm-up and at
+Memory, descriptors, threads, blocks of the cache and rows that wait are read every few seconds (and kept in target/soak.csv). After a warm-up and at
 the end the traffic rests and the server is looked at idle: what differs has leaked. Exits with 1 when memory has grown
 by more than --allowed-growth, something is left over, or a call failed. Standard library only.
 """
@@ -271,7 +271,7 @@ class Commands:
                          ("--endpoint", "open-inference", "--model", MODELS["embed"])):
                 told = await self.ferry(
                     "runs of calls over gRPC", "bench", "--url", f"http://{self.server.grpc}", *more,
-                    "--rate", 4, "--seconds", 6, "--rounds", 1, "--warm-up", 0, "--json",
+                    "--rate", 4, "--seconds", 6, "--rounds", 1, "--warm-up", 0, "--timeout", 180, "--json",
                 )
                 for point in json.loads(told or "{}").get("measured", []):
                     if point.get("errors"):
@@ -366,7 +366,7 @@ over gRPC, jobs, and an operator, all at once. The traffic rests four times, and
     for failure in (traffic.failures + commands.failures)[:10]:
         text += f"\n- {failure}"
     options.out.write_text(text)
-    options.out.with_suffix(".csv").write_text(
+    (ROOT / "target" / "soak.csv").write_text(
         ",".join(samples[0]) + "\n" + "\n".join(",".join(f"{value:.6g}" for value in sample.values()) for sample in samples) + "\n"
     )
     return text

@@ -48,25 +48,22 @@ impl<T: Pod> Pages<T> {
             let room = open
                 .upgrade()
                 .filter(|chunk| chunk.len().saturating_sub(*free) >= bytes);
-            let chunk = match room {
-                Some(chunk) => chunk,
-                None => {
-                    let size = bytes.max(CHUNK).next_multiple_of(PAGE);
-                    // Room for the first value to begin at a huge page, wherever the map does.
-                    let chunk = Arc::new(MmapRaw::from(
-                        MmapOptions::new()
-                            .len(size + PAGE)
-                            .no_reserve_swap()
-                            .map_anon()
-                            .ok()?,
-                    ));
-                    // Advice that the kernel may not know; then the pages are small.
-                    #[cfg(target_os = "linux")]
-                    let _ = chunk.advise(memmap2::Advice::HugePage);
-                    *free = chunk.as_ptr().align_offset(PAGE);
-                    *open = Arc::downgrade(&chunk);
-                    chunk
-                }
+            let chunk = if let Some(chunk) = room {
+                chunk
+            } else {
+                let size = bytes.max(CHUNK).next_multiple_of(PAGE);
+                // Room for the first value to begin at a huge page, wherever the map does.
+                let map = MmapOptions::new()
+                    .len(size + PAGE)
+                    .no_reserve_swap()
+                    .map_anon();
+                let chunk = Arc::new(MmapRaw::from(map.ok()?));
+                // Advice that the kernel may not know; then the pages are small.
+                #[cfg(target_os = "linux")]
+                let _ = chunk.advise(memmap2::Advice::HugePage);
+                *free = chunk.as_ptr().align_offset(PAGE);
+                *open = Arc::downgrade(&chunk);
+                chunk
             };
             let start = *free;
             if start.checked_add(bytes)? > chunk.len() {

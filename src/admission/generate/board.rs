@@ -63,6 +63,7 @@ impl Admission {
     }
 
     /// Lets a call in of which nobody gets a copy.
+    #[allow(clippy::too_many_lines, reason = "one step after the other")]
     pub(in crate::admission) async fn line_up_generation(
         &self,
         model: Arc<ServedModel>,

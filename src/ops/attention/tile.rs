@@ -109,14 +109,12 @@ impl Head {
 #[inline(always)]
 fn some(values: &[f32], at: usize) -> [f32; WIDTH] {
     let values = values.get(at..).unwrap_or_default();
-    match values.first_chunk::<WIDTH>() {
-        Some(values) => *values,
-        None => {
-            let mut padded = [0f32; WIDTH];
-            padded[..values.len()].copy_from_slice(values);
-            padded
-        }
+    if let Some(values) = values.first_chunk::<WIDTH>() {
+        return *values;
     }
+    let mut padded = [0f32; WIDTH];
+    padded[..values.len()].copy_from_slice(values);
+    padded
 }
 
 /// Packs a query or a key in pairs.

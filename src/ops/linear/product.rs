@@ -377,18 +377,18 @@ impl Piece<'_> {
                     }
                 }
             }
-            if !self.add {
-                // Of known length, a copy is a few instructions.
-                match y.as_chunks_mut::<WIDTH>() {
-                    (whole, []) if whole.len() == V => {
-                        whole[..V].copy_from_slice(&values[..V]);
-                    }
-                    _ => y.copy_from_slice(&values.as_flattened()[..width]),
-                }
-            } else {
+            if self.add {
                 for (y, sum) in y.iter_mut().zip(values.as_flattened()) {
                     *y += sum;
                 }
+                continue;
+            }
+            // Of known length, a copy is a few instructions.
+            match y.as_chunks_mut::<WIDTH>() {
+                (whole, []) if whole.len() == V => {
+                    whole[..V].copy_from_slice(&values[..V]);
+                }
+                _ => y.copy_from_slice(&values.as_flattened()[..width]),
             }
         }
         M

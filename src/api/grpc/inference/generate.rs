@@ -97,9 +97,10 @@ fn read_options(
     call.keep_special_tokens = options.keep_special_tokens;
     call.constraint = options.constraint.map(constraint).transpose()?;
     Ok(Sending {
-        interval: match options.whole {
-            true => usize::MAX,
-            false => options.stream_interval.max(1) as usize,
+        interval: if options.whole {
+            usize::MAX
+        } else {
+            options.stream_interval.max(1) as usize
         },
         min_confidence: options.min_confidence,
     })

@@ -109,9 +109,8 @@ pub(super) fn escalation_parameters(
     model: &ServedModel,
     rows: &[Option<&Escalation>],
 ) -> Vec<(String, pb::InferParameter)> {
-    let handed_on =
-        |row: &&Option<&Escalation>| row.is_some_and(|escalation| !escalation.from.is_empty());
-    let escalated = rows.iter().filter(handed_on).count();
+    let handed_on = rows.iter().flatten().filter(|row| !row.from.is_empty());
+    let escalated = handed_on.count();
     if escalated == 0 {
         return Vec::new();
     }

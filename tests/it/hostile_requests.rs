@@ -148,7 +148,7 @@ async fn strings_of_ten_megabytes_are_refused_where_they_stand() {
 #[tokio::test]
 async fn texts_that_tokenizers_are_slow_on_take_bounded_time_and_hold_up_no_neighbour() {
     let running = serve().await;
-    // As much as a text may have by default; tests/hostile_inputs bounds their memory.
+    // As much as a text may have by default.
     let long = |piece: &str| piece.repeat((128 << 10) / piece.len());
     for text in [
         long("a"),

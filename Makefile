@@ -21,14 +21,14 @@ test-rust:
 FAULTS_ROUNDS ?= 10
 
 faults:
-	cargo test --test faults --test it --test hostile_files --lib --no-run
+	cargo test --test faults --test it --test hostile_inputs --lib --no-run
 	for round in $$(seq $(FAULTS_ROUNDS)); do \
 	    echo "round $$round of $(FAULTS_ROUNDS)" && cargo test --test faults || exit 1; \
 	done
 	cargo test --lib -- watchdog:: clock_tests:: request_log:: repository::memory::
 	cargo test --test it -- drain:: deadlines:: engine:: engine_generation:: device:: jobs:: generate:: \
 	    response_cache_rows:: versions:: repository:: batching_properties:: warm::processes
-	FERRY_HOSTILE_SEED=$$(date +%s) cargo test --test hostile_files
+	FERRY_HOSTILE_SEED=$$(date +%s) cargo test --test hostile_inputs
 
 # The binary comes with the tests; building it alone would build its dependencies once more, without
 # what the tests want of them.

@@ -236,7 +236,7 @@ mod tests {
         };
         let printed = toml::to_string(&config).unwrap();
         assert!(
-            !printed.contains("password") && !printed.contains("token"),
+            !printed.contains("password") && !printed.contains("Bearer"),
             "{printed}"
         );
         assert!(

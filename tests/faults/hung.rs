@@ -2,7 +2,10 @@
 //! there are only so many.
 
 use std::{
-    sync::{Arc, Condvar, Mutex},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::{Duration, Instant},
 };
 
@@ -33,12 +36,15 @@ const FAILS_IN_COMPANY: u32 = 59;
 /// Holds whoever comes, until it opens.
 #[derive(Default)]
 struct Gate {
+    /// Somebody has come to it.
+    reached: AtomicBool,
     open: Mutex<bool>,
     opened: Condvar,
 }
 
 impl Gate {
     fn pass(&self) {
+        self.reached.store(true, SeqCst);
         let open = self.open.lock().unwrap();
         drop(self.opened.wait_while(open, |open| !*open).unwrap());
     }
@@ -152,6 +158,10 @@ async fn while_another_instance_lives_only_the_batch_that_hangs_is_harmed() {
     let instances = vec![hanging(&gate), hanging(&gate)];
     let mut bench = Bench::watched(instances, Recovery::Stay, Some(watchdog(0)));
     let mut hung = bench.submit(&[HANGS]).unwrap();
+    // What boards before it has left would hang with it.
+    while !gate.reached.load(SeqCst) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     for token in 0..50 {
         assert_eq!(bench.ask(&[token]).await, [Ok(token as f32)]);
     }
@@ -257,8 +267,16 @@ async fn a_step_that_hangs_ends_its_sequences_and_others_are_generated_after_it(
     for stream in streams {
         assert_hung(&gather(stream).await.1.unwrap_err());
     }
-    assert_eq!(engine.sequences(), 0);
     assert_eq!(generated(&engine, &[7]).await, [8, 9, 10]);
+    // A sequence's answer goes out before its place is given up.
+    let began = Instant::now();
+    while engine.sequences() > 0 {
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "a place is not given up"
+        );
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let device = metrics.model("counting", "1").device;
     assert_eq!((device.hung.get(), device.restarts.get()), (1, 1));
     assert_eq!(device.failed_instances.get(), 0);

@@ -25,13 +25,14 @@ const LEAST_COSINE: f64 = 0.9999;
 const PACKED_TOLERANCE: f32 = 0.0;
 
 /// Golden files of other tests.
-const OTHERS: [&str; 6] = [
+const OTHERS: [&str; 7] = [
     "texts",
     "chat_templates",
     "calibration",
     "comparison",
     "drift",
     "explain",
+    "gradients",
 ];
 
 struct Golden {

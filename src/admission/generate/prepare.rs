@@ -18,6 +18,9 @@ use crate::{
     },
 };
 
+/// Characters of the reason why a constraint can't be followed.
+const MAX_REASON: usize = 500;
+
 /// What the tokenizer's thread makes of a call.
 pub(super) struct Prepared {
     pub(super) prompt: Vec<u32>,
@@ -114,11 +117,13 @@ fn prepare(text: &GenerationText, call: &GenerateCall) -> Result<Prepared, Reque
     let constraints = match &call.constraint {
         None => Vec::new(),
         Some(constraint) => {
-            let factory = text.constraints().map_err(constraint_error)?;
+            let factory = text
+                .constraints()
+                .map_err(|error| constraint_error(&error))?;
             (0..call.continuations)
                 .map(|_| factory.compile(constraint).map(Masks))
                 .collect::<Result<_, _>>()
-                .map_err(constraint_error)?
+                .map_err(|error| constraint_error(&error))?
         }
     };
     Ok(Prepared {
@@ -152,10 +157,16 @@ fn chat_error(error: ChatError) -> RequestError {
     }
 }
 
-fn constraint_error(error: ConstraintError) -> RequestError {
+/// The reason quotes the constraint, whole, however long it is; its beginning is enough.
+fn constraint_error(error: &ConstraintError) -> RequestError {
+    let mut reason = error.to_string();
+    if let Some((end, _)) = reason.char_indices().nth(MAX_REASON) {
+        reason.truncate(end);
+        reason.push('…');
+    }
     RequestError::invalid(
         "constraint",
-        error,
+        reason,
         "a JSON schema, regular expression or list of choices that can be compiled",
     )
 }

@@ -39,10 +39,18 @@ pub(super) fn start(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let exporter = {
+    let built = {
         // The exporters' connections live in the runtime that they are built in.
         let _inside = runtime.enter();
-        build(config)?
+        build(config)
+    };
+    let exporter = match built {
+        Ok(exporter) => exporter,
+        Err(error) => {
+            // Dropped, it would wait, which the runtime that starts the server does not allow.
+            runtime.shutdown_background();
+            return Err(error);
+        }
     };
     let export = Export {
         runtime,

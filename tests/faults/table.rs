@@ -33,6 +33,7 @@ fn files(modules: &[&str]) -> Vec<PathBuf> {
         [
             folder.join(format!("{last}.rs")),
             folder.join(last).join("mod.rs"),
+            folder.join(last).join("main.rs"),
         ]
     };
     [below("tests"), below("src")].concat()

@@ -222,19 +222,12 @@ capacity is what a closed loop gets. Latencies are those of what was answered.
 
 
 HOW = """
-## How it is held
+## What is known of it
 
-Whoever can't be answered in time is refused at the door (RESOURCE_EXHAUSTED, 429, with the time to wait), before
-a text is tokenized or a template filled in; work that is begun and comes too late would cost as much as
-work that counts.
-
-- **Batches**: the time until a row is done is what is ahead of it, by the run time model, with 15 % and the
-  model's own error of late on top, and its own run. What came in since the dispatcher last looked is ahead, too.
-- **Generations**: each of a sequence's tokens takes a step, which takes `a + b x tokens`; with the sequences
-  that are there, and the share of prompts that is usual, that is how long it will run. Most end before
-  `max_tokens`, so no more tokens are reckoned with than sequences came to of late. Without this an
-  overloaded engine begins more than it can end in time, and ends none.
-- Whoever comes to an idle engine is let in whatever is thought of it, so that a wrong thought is mended.
+Whoever can't be answered in time is refused at the door (RESOURCE_EXHAUSTED, 429, with the time to wait). Beyond
+twice the capacity that is not enough: a text is tokenized before its call is refused, which on a server of one core
+costs what answers would have needed, and calls that are let in are reckoned too closely. Of a generation only the
+wait is predicted, not how long it will run.
 """
 
 if __name__ == "__main__":

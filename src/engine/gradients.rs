@@ -3,9 +3,9 @@
 //!
 //! They can't board the queue: what runs there is fused, and has no way back. So the line from the
 //! baseline to the text is walked in pieces of some milliseconds; before each, the thread waits while the
-//! model's queue has rows (at most [`PATIENCE`] a piece, so that it comes to an end under load, too), and
+//! model's queue has rows (at most `PATIENCE` a piece, so that it comes to an end under load, too), and
 //! looks whether its caller is still there and in time. One text is explained at a time; up to
-//! [`MAX_WAITING`] wait. The weights are read at the first and let go when nobody has asked for a while.
+//! `MAX_WAITING` wait. The weights are read at the first and let go when nobody has asked for a while.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
